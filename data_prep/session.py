@@ -1,0 +1,134 @@
+"""Session: one recording as plain numpy arrays, whatever file it came from.
+
+Times are float64 seconds on the file's clock, intervals are half-open [start, stop).
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Half-open intervals [start, stop) in seconds, sorted by start; both arrays (n,) float64."""
+
+    start: np.ndarray
+    stop: np.ndarray
+
+    @staticmethod
+    def of(pairs) -> "Intervals":
+        """Intervals from (start, stop) pairs in any order; empty and negative ones are left out."""
+        array = np.asarray(list(pairs), dtype=np.float64).reshape(-1, 2)
+        array = array[array[:, 1] > array[:, 0]]
+        array = array[np.argsort(array[:, 0], kind="stable")]
+        return Intervals(array[:, 0].copy(), array[:, 1].copy())
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def __iter__(self):
+        return iter(zip(self.start.tolist(), self.stop.tolist()))
+
+    @property
+    def seconds(self) -> float:
+        """Summed duration, overlaps counted as often as they occur."""
+        return float(np.sum(self.stop - self.start))
+
+    def merged(self) -> "Intervals":
+        """Disjoint intervals covering the same times; touching ones are joined."""
+        out: list[list[float]] = []
+        for start, stop in self:
+            if out and start <= out[-1][1]:
+                out[-1][1] = max(out[-1][1], stop)
+            else:
+                out.append([start, stop])
+        return Intervals.of(out)
+
+    def contains(self, time: np.ndarray) -> np.ndarray:
+        """Boolean mask (n,): which of the times (n,) lie in any interval."""
+        whole = self.merged()
+        position = np.searchsorted(whole.start, time, side="right") - 1
+        return (position >= 0) & (time < np.append(whole.stop, -np.inf)[position])
+
+    def intersection(self, other: "Intervals") -> "Intervals":
+        """Times in both."""
+        a, b, out, i, j = self.merged(), other.merged(), [], 0, 0
+        while i < len(a) and j < len(b):
+            out.append((max(a.start[i], b.start[j]), min(a.stop[i], b.stop[j])))
+            if a.stop[i] < b.stop[j]:
+                i += 1
+            else:
+                j += 1
+        return Intervals.of(out)
+
+    def difference(self, other: "Intervals") -> "Intervals":
+        """Times in self and not in other."""
+        out = []
+        holes = other.merged()
+        for start, stop in self.merged():
+            first, last = np.searchsorted(holes.stop, start, "right"), np.searchsorted(holes.start, stop, "left")
+            for k in range(first, last):
+                out.append((start, min(stop, holes.start[k])))
+                start = max(start, holes.stop[k])
+            out.append((start, stop))
+        return Intervals.of(out)
+
+    def dilated(self, by_s: float) -> "Intervals":
+        """Every interval grown by `by_s` seconds on both sides (shrunk where negative)."""
+        return Intervals.of(zip(self.start - by_s, self.stop + by_s))
+
+
+@dataclass(frozen=True)
+class Units:
+    """The unit table: one entry a unit, in the order that Spikes.unit counts."""
+
+    id: tuple[str, ...]  # unique within the session
+    region: tuple[str, ...]  # "unknown" where the file does not say
+    quality: tuple[str, ...]  # as the file has it, "" where it does not say
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+
+@dataclass(frozen=True)
+class Spikes:
+    """All spikes of a session: time (S,) float64 s, sorted; unit (S,) uint32 row of Units."""
+
+    time: np.ndarray
+    unit: np.ndarray
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A behaviour series: time (N,) float64 s, strictly increasing; value (N, K) float32; valid (N,) bool."""
+
+    name: str
+    time: np.ndarray
+    value: np.ndarray
+    unit_of_measure: str
+    valid: np.ndarray  # False where a value is missing or not finite: never a target
+    derived_from: str = ""  # name of the signal it was differentiated from
+
+
+@dataclass(frozen=True)
+class Session:
+    """One recording, checked (data_prep/checks.py) and split; what data_prep hands to sharding."""
+
+    id: str  # "<recipe>/<subject>_<session>", unique in a corpus
+    dandiset: str  # recipe name, the group a session belongs to
+    subject: str
+    paradigm: str
+    units: Units
+    spikes: Spikes
+    signals: dict[str, Signal]
+    trials: Intervals
+    trial_columns: dict[str, np.ndarray]  # (n trials,) each, original columns worth keeping
+    phases: dict[str, Intervals]  # in rising precedence: where two overlap the later one counts; "outlier" is last
+    domain: Intervals  # where recording and behaviour are real and contiguous
+    splits: dict[str, Intervals]  # train, valid, test: disjoint, each inside the domain
+    loss_weights: dict[str, float] = field(default_factory=dict)  # phase -> weight the recipe advises (1 if absent)
+    eval_phases: tuple[str, ...] = ()  # phases the recipe evaluates on; () is all
+    target_scale: dict[str, float] = field(default_factory=dict)  # signal -> divisor of the literature, where known
+    provenance: dict[str, str] = field(default_factory=dict)  # file, sha256, dandiset, version, asset, recipe hash ...

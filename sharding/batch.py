@@ -1,0 +1,41 @@
+"""Batch: windows packed end to end, without padding; the one thing a model reads.
+
+THE dimension legend, used in sharding/batch.py, nn/, models/ and tasks/ (a tensor's name ends in its letters):
+
+    B windows   S packed spike tokens   Q packed queries   L latents of a window   T time bins   U units
+    D width     N heads                 H head width       K target dimensions     E embedding rows
+"""
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B windows. Times are float32 seconds from the window's start; tokens of a window lie together, as do queries."""
+
+    token_time_S: torch.Tensor  # float32
+    token_unit_S: torch.Tensor  # int64 row of the unit vocabulary
+    token_kind_S: torch.Tensor  # int64: tokens.SPIKE, UNIT_START, UNIT_END
+    token_length_B: torch.Tensor  # int64, tokens of each window; sums to S
+    query_time_Q: torch.Tensor  # float32
+    query_session_Q: torch.Tensor  # int64 row of the session vocabulary
+    query_length_B: torch.Tensor  # int64, queries of each window; sums to Q
+    target_QK: torch.Tensor  # float32, normalised: (value - mean) / scale of the session's TargetStatistics
+    weight_Q: torch.Tensor  # float32 >= 0, loss weight from the phase of the sample
+    evaluated_Q: torch.Tensor  # bool, whether the sample lies in an evaluation phase
+    stamp_Q: torch.Tensor  # int64 microseconds on the session's clock, exact: stitching goes by this
+    session_B: torch.Tensor  # int64 row of the session vocabulary
+    window_s: float  # length of every window, seconds
+
+    def to(self, device) -> "Batch":
+        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True)
+                                for f in fields(self) if f.name != "window_s"})
+
+    def pin_memory(self) -> "Batch":
+        return replace(self, **{f.name: getattr(self, f.name).pin_memory()
+                                for f in fields(self) if f.name != "window_s"})
+
+    def __len__(self) -> int:
+        return len(self.token_length_B)
