@@ -1,0 +1,132 @@
+"""POYO: spikes as tokens, a PerceiverIO over one second of them (Azabou et al. 2023, "A Unified, Scalable Framework for
+Neural Population Decoding").
+
+    1. every spike, and a start and an end mark of every unit, is a token: unit embedding + kind embedding, at its time;
+    2. latents, the same learned few at each of 8 steps of the window, attend to all tokens (values turned by time);
+    3. they attend to each other, `depth` times;
+    4. one query per behaviour sample, the session's embedding at the sample's time, attends to the latents.
+
+What repeats is computed once: a token's content depends on (unit, kind) alone, a query's on the session, and latents are
+alike in all windows, so keys, values and queries are projected for distinct contents, gathered, then turned by time.
+Attention is packed, without padding. Defaults are the 1.3 M single-session preset of the authors.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pretrain.nn.attention import CrossAttention, SelfAttention
+from pretrain.nn.blocks import FeedForward
+from pretrain.nn.embedding import GrowingTable
+from pretrain.nn.rotary import RotaryTime
+from pretrain.outputs import Encoded
+from sharding.batch import Batch
+from sharding.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class PoyoConfig:
+    name: str = "poyo"
+    width: int = 64
+    "channels of tokens, latents and queries"
+    depth: int = 6
+    "processing layers"
+    latents_per_step: int = 16
+    "distinct latents, reused at every step of the window"
+    latent_step_s: float = 0.125
+    "seconds between latent steps; latents stand at step centres"
+    cross_heads: int = 2
+    "heads of the encoder's and decoder's cross-attention"
+    self_heads: int = 8
+    "heads of the processing layers"
+    head_width: int = 64
+    "channels of a head; the first half turns with time"
+    ff_multiple: int = 4
+    "inner width of feed-forward blocks, in widths"
+    attention_dropout: float = 0.2
+    "dropout on attention probabilities (on a CPU any value above 0 takes a slower kernel)"
+    ff_dropout: float = 0.2
+    "dropout inside feed-forward blocks"
+    residual_dropout: float = 0.4
+    "dropout on the outputs of the processing layers"
+    embedding_std: float = 0.02
+    "standard deviation of fresh unit, session, kind and latent embeddings"
+    min_period_s: float = 1e-4
+    "shortest rotary period, seconds"
+    max_period_s: float = 2.0627
+    "longest rotary period, seconds"
+
+
+class ProcessingLayer(nn.Module):
+    """Self-attention and feed-forward on latents, each added through dropout."""
+
+    def __init__(self, config: PoyoConfig):
+        super().__init__()
+        self.attention = SelfAttention(config.width, config.self_heads, config.head_width, config.attention_dropout)
+        self.feed_forward = FeedForward(config.width, config.ff_multiple, config.ff_dropout)
+        self.dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(self, z_LD, turn, lengths):
+        z_LD = z_LD + self.dropout(self.attention(z_LD, turn, lengths))
+        return z_LD + self.dropout(self.feed_forward(z_LD))
+
+
+class Poyo(nn.Module):
+    """The model; see the opening of this file. Tables have a row per name of the vocabularies, and row 0."""
+
+    def __init__(self, config: PoyoConfig, units: Vocabulary, sessions: Vocabulary):
+        super().__init__()
+        self.config, self.width = config, config.width
+        std, cross = config.embedding_std, (config.width, config.cross_heads, config.head_width, config.attention_dropout)
+        self.unit = GrowingTable(len(units), config.width, std)
+        self.session = GrowingTable(len(sessions), config.width, std)
+        self.kind = nn.Parameter(torch.randn(4, config.width) * std)  # spike, unit start, unit end; the fourth is unused
+        self.latent = nn.Parameter(torch.randn(config.latents_per_step, config.width) * std)
+        self.rotary = RotaryTime(config.head_width // 4, config.min_period_s, config.max_period_s)
+        self.encoder = CrossAttention(*cross, rotate_values=True)
+        self.encoder_ff = FeedForward(config.width, config.ff_multiple, config.ff_dropout)
+        self.layers = nn.ModuleList(ProcessingLayer(config) for _ in range(config.depth))
+        self.decoder = CrossAttention(*cross, rotate_values=False)
+        self.decoder_ff = FeedForward(config.width, config.ff_multiple, config.ff_dropout)
+
+    def grow(self, units: Vocabulary, sessions: Vocabulary) -> None:
+        """Add fresh rows for the names that extended vocabularies bring; every other parameter stays as it is."""
+        self.unit.grow(len(units))
+        self.session.grow(len(sessions))
+
+    def tables(self) -> dict[str, GrowingTable]:
+        """The embedding tables of units and of sessions: all that unit identification trains."""
+        return {"unit": self.unit, "session": self.session}
+
+    def forward(self, batch: Batch) -> Encoded:
+        """Features (Q, D) for the batch's queries."""
+        windows, tokens, queries = len(batch), batch.token_length_B.tolist(), batch.query_length_B.tolist()
+
+        # 1. Tokens: key and value contents of the distinct (unit, kind) pairs, gathered.
+        pair_E, pair_S = torch.unique(batch.token_unit_S * 4 + batch.token_kind_S, return_inverse=True)
+        content_ED = self.unit(pair_E // 4) + self.kind[pair_E % 4]
+        kv_S2NH = self.encoder.context(content_ED).index_select(0, pair_S)
+
+        # 2. Latents read the tokens.
+        steps = round(batch.window_s / self.config.latent_step_s)
+        step_time = (torch.arange(steps, device=pair_S.device) + 0.5) * self.config.latent_step_s
+        latent_turn = self.rotary(step_time.repeat_interleave(len(self.latent)).repeat(windows))
+        q_LNH = self.encoder.query(self.latent).repeat(windows * steps, 1, 1)
+        latents = [steps * len(self.latent)] * windows
+        z_LD = self.latent.repeat(windows * steps, 1)
+        z_LD = z_LD + self.encoder(q_LNH, kv_S2NH, latent_turn, self.rotary(batch.token_time_S), latents, tokens)
+        z_LD = z_LD + self.encoder_ff(z_LD)
+
+        # 3. Latents read each other.
+        for layer in self.layers:
+            z_LD = layer(z_LD, latent_turn, latents)
+
+        # 4. Queries read the latents; their contents are those of the distinct sessions.
+        session_E, session_Q = torch.unique(batch.query_session_Q, return_inverse=True)
+        content_ED = self.session(session_E)
+        q_QNH = self.decoder.query(content_ED).index_select(0, session_Q)
+        y_QD = content_ED.index_select(0, session_Q)
+        kv_L2NH = self.decoder.context(z_LD)
+        y_QD = y_QD + self.decoder(q_QNH, kv_L2NH, self.rotary(batch.query_time_Q), latent_turn, queries, latents)
+        return Encoded(feature_QD=y_QD + self.decoder_ff(y_QD))

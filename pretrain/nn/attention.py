@@ -1,0 +1,75 @@
+"""The one door to attention: packed queries and keys of many windows in, packed outputs out, whatever backend runs.
+
+Dimension letters are those of sharding/batch.py: Q packed queries, S packed keys, N heads, H head width.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from pretrain.nn.rotary import rotate
+from pretrain.nn.sdpa import sdpa
+
+
+def attend(q_QNH, k_SNH, v_SNH, q_lengths: Sequence[int], k_lengths: Sequence[int], dropout: float = 0.0) -> torch.Tensor:
+    """Softmax attention inside each window, scale 1/sqrt(H); returns (Q, N, H).
+
+    q (Q, N, H), k and v (S, N, H) hold the windows end to end; `q_lengths` and `k_lengths` (B each) sum to Q and S.
+    A window without keys gives zeros. `dropout` acts on the attention probabilities.
+    """
+    return sdpa(q_QNH, k_SNH, v_SNH, q_lengths, k_lengths, dropout)
+
+
+class CrossAttention(nn.Module):
+    """Queries attend to a context of another length, with rotary time (POYO: encoder and decoder).
+
+    Content and time are kept apart: `query` and `context` project distinct contents once, `forward` gathers them for
+    every token and turns them by their times. The result equals projecting each token by itself.
+    """
+
+    def __init__(self, width: int, heads: int, head_width: int, dropout: float, rotate_values: bool):
+        super().__init__()
+        self.heads, self.dropout, self.rotate_values = heads, dropout, rotate_values
+        inner = heads * head_width
+        self.norm, self.norm_context = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.to_q = nn.Linear(width, inner, bias=False)
+        self.to_kv = nn.Linear(width, 2 * inner, bias=False)
+        self.to_out = nn.Linear(inner, width)
+
+    def query(self, x_ED: torch.Tensor) -> torch.Tensor:
+        """Query contents (E, N, H) of distinct rows (E, D)."""
+        return self.to_q(self.norm(x_ED)).unflatten(-1, (self.heads, -1))
+
+    def context(self, x_ED: torch.Tensor) -> torch.Tensor:
+        """Key and value contents (E, 2, N, H) of distinct rows (E, D)."""
+        return self.to_kv(self.norm_context(x_ED)).unflatten(-1, (2, self.heads, -1))
+
+    def forward(self, q_QNH, kv_S2NH, q_turn, k_turn, q_lengths, k_lengths) -> torch.Tensor:
+        """Outputs (Q, D) for queries (Q, N, H) and keys and values (S, 2, N, H), turned by RotaryTime angles."""
+        q = rotate(q_QNH, q_turn)
+        k, v = rotate(kv_S2NH[:, 0], k_turn), kv_S2NH[:, 1]
+        if self.rotate_values:
+            v = rotate(v, k_turn)
+        out = attend(q, k, v, q_lengths, k_lengths, self.dropout if self.training else 0.0)
+        if self.rotate_values:
+            out = rotate(out, q_turn, back=True)
+        return self.to_out(out.flatten(-2))
+
+
+class SelfAttention(nn.Module):
+    """Tokens of a window attend to each other, with rotary time and rotated values (POYO: processing layers)."""
+
+    def __init__(self, width: int, heads: int, head_width: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm = nn.LayerNorm(width)
+        self.to_qkv = nn.Linear(width, 3 * heads * head_width, bias=False)
+        self.to_out = nn.Linear(heads * head_width, width)
+
+    def forward(self, x_SD: torch.Tensor, turn, lengths: Sequence[int]) -> torch.Tensor:
+        """Outputs (S, D) for tokens (S, D); `turn` are their RotaryTime angles, `lengths` the tokens of each window."""
+        q, k, v = self.to_qkv(self.norm(x_SD)).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        q, k, v = rotate(q, turn), rotate(k, turn), rotate(v, turn)
+        out = attend(q, k, v, lengths, lengths, self.dropout if self.training else 0.0)
+        return self.to_out(rotate(out, turn, back=True).flatten(-2))
