@@ -240,7 +240,8 @@ number = st.floats(allow_nan=False)
 signal = st.builds(Signal, path=plain, scale=number)
 
 
-models = st.builds(Small, depth=st.integers(), rates=st.lists(number, max_size=3)) | st.builds(Large, width=st.integers())
+small = st.builds(Small, depth=st.integers(), rates=st.lists(number, max_size=3))
+models = small | st.builds(Large, width=st.integers())
 
 
 @given(st.builds(

@@ -1,0 +1,207 @@
+"""The verbs: which config each takes, what it runs, and what it says it would do.
+
+A verb imports its floor inside its functions, so that `spikeloom --help` loads no torch and no NWB library.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command: help line, the schema of its config, what runs, and the lines of a dry run."""
+
+    help: str
+    example: str
+    schema: Callable[[], type]
+    run: Callable[[Any], int]
+    plan: Callable[[Any], list[str]]
+    word: str = "[CONFIG]"  # what stands after the verb
+    positional: str | None = None  # the field that this word sets; None: it is the file of the whole config
+    needs: str = ""  # what is missing when nothing was given; "" where the defaults suffice
+
+
+def _prepare_schema() -> type:
+    from data_prep.prepare import PrepareConfig
+
+    return PrepareConfig
+
+
+def _prepare(config) -> int:
+    from data_prep.prepare import prepare
+    from launch.show import show_prepared
+
+    report = prepare(config)
+    show_prepared(report, config.output)
+    return 1 if any(row.status == "refused" for row in report.rows) else 0
+
+
+def _plan_prepare(config) -> list[str]:
+    from data_prep.prepare import preview
+
+    return [f"would read {' '.join(config.files)} of {config.source} and write sessions to {config.output}",
+            "one file, read as it would be:", *str(preview(config)).splitlines()]
+
+
+def _shard_schema() -> type:
+    from sharding.shard import ShardConfig
+
+    return ShardConfig
+
+
+def _shard(config) -> int:
+    from launch.show import show_shards
+    from sharding.shard import shard
+
+    show_shards(shard(config), config.output)
+    return 0
+
+
+def _plan_shard(config) -> list[str]:
+    return [f"would cut the sessions of {config.sessions} into segments and write shards of about "
+            f"{config.shard_mb:g} MB to {config.output}"]
+
+
+def _pretrain_schema() -> type:
+    from pretrain.train import PretrainConfig
+
+    return PretrainConfig
+
+
+def _pretrain(config) -> int:
+    from pretrain.train import pretrain
+
+    return _reported(pretrain(config))
+
+
+def _plan_pretrain(config) -> list[str]:
+    return [f"would train {config.model.name} on {config.shards} and write the run to {config.output}"]
+
+
+def _finetune_schema() -> type:
+    from pretrain.finetune import FinetuneConfig
+
+    return FinetuneConfig
+
+
+def _finetune(config) -> int:
+    from pretrain.finetune import finetune
+
+    return _reported(finetune(config))
+
+
+def _plan_finetune(config) -> list[str]:
+    return [f"would adapt {config.checkpoint} to {config.shards} and write the run to {config.output}"]
+
+
+def _evaluate_schema() -> type:
+    from pretrain.evaluate import EvaluateConfig
+
+    return EvaluateConfig
+
+
+def _evaluate(config) -> int:
+    from pretrain.evaluate import evaluate
+
+    return _reported(evaluate(config))
+
+
+def _plan_evaluate(config) -> list[str]:
+    return [f"would judge the checkpoint of {config.run} on the {config.split} split; results and report go there too"]
+
+
+def _reported(run) -> int:
+    """Writes the report of a run folder and shows the run."""
+    from launch.report import write_report
+    from launch.show import show_run
+
+    page = write_report(run)
+    show_run(run)
+    print(f"report: {page}")
+    return 0
+
+
+def _show_schema() -> type:
+    from launch.show import ShowConfig
+
+    return ShowConfig
+
+
+def _show(config) -> int:
+    from launch.show import show
+
+    show(config)
+    return 0
+
+
+def _plan_show(config) -> list[str]:
+    return [f"would show {config.path}"]
+
+
+def _demo_schema() -> type:
+    from launch.demo import DemoConfig
+
+    return DemoConfig
+
+
+def _demo(config) -> int:
+    from launch.demo import demo
+
+    demo(config)
+    return 0
+
+
+def _plan_demo(config) -> list[str]:
+    source = config.nwb or "eight synthetic sessions"
+    return [f"would take {source} through prepare, shard, pretrain, finetune and evaluate below {config.output}"]
+
+
+def _bench_schema() -> type:
+    from launch.bench import BenchConfig
+
+    return BenchConfig
+
+
+def _bench(config) -> int:
+    from launch.bench import bench
+
+    bench(config)
+    return 0
+
+
+def _plan_bench(config) -> list[str]:
+    return [f"would measure {config.what} and write {config.output}"]
+
+
+VERBS = {
+    "prepare": Verb(
+        "read NWB files by a recipe into stored sessions",
+        "spikeloom prepare configs/dandisets/limblab_wf.yaml source=nwb output=sessions",
+        _prepare_schema, _prepare, _plan_prepare, word="RECIPE", positional="recipe", needs="a recipe"),
+    "shard": Verb(
+        "cut stored sessions into shards of segments, with an index",
+        "spikeloom shard sessions=sessions output=shards",
+        _shard_schema, _shard, _plan_shard, needs="sessions=FOLDER output=FOLDER"),
+    "pretrain": Verb(
+        "train a model on the sessions of a shard root",
+        "spikeloom pretrain configs/pretrain/demo.yaml shards=shards output=runs/pretrain",
+        _pretrain_schema, _pretrain, _plan_pretrain, needs="a config"),
+    "finetune": Verb(
+        "adapt a checkpoint to sessions it never saw",
+        "spikeloom finetune configs/finetune/demo.yaml checkpoint=runs/pretrain shards=shards output=runs/finetune",
+        _finetune_schema, _finetune, _plan_finetune, needs="a config"),
+    "evaluate": Verb(
+        "judge a run on held-out intervals beside a Wiener filter, and write its report",
+        "spikeloom evaluate run=runs/finetune",
+        _evaluate_schema, _evaluate, _plan_evaluate, needs="run=FOLDER"),
+    "show": Verb(
+        "say what a path holds: a session, shards, a checkpoint or a run",
+        "spikeloom show shards", _show_schema, _show, _plan_show, word="PATH", positional="path", needs="a path"),
+    "demo": Verb(
+        "the whole way on synthetic sessions, or on a folder of your own NWB files",
+        "spikeloom demo output=demo", _demo_schema, _demo, _plan_demo),
+    "bench": Verb(
+        "measure ingestion, loading, training and sizes on this machine",
+        "spikeloom bench loader", _bench_schema, _bench, _plan_bench, word="[WHAT]", positional="what"),
+}

@@ -1,0 +1,50 @@
+"""Rows into a table for a person: drawn on a terminal, plain aligned lines in a file or a pipe."""
+
+import sys
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints rows under their columns; numbers stand right, a column without any value is left out."""
+    cells = [[_text(value) for value in row] for row in rows]
+    kept = [n for n in range(len(columns)) if not cells or any(row[n] for row in cells)]
+    columns = [columns[n] for n in kept]
+    numeric = [all(isinstance(row[n], (int, float)) or row[n] is None for row in rows) for n in kept]
+    cells = [[row[n] for n in kept] for row in cells]
+    if sys.stdout.isatty():
+        _draw(title, columns, cells, numeric)
+    else:
+        _write(title, columns, cells, numeric)
+
+
+def _draw(title, columns, cells, numeric) -> None:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for name, right in zip(columns, numeric):
+        table.add_column(name, justify="right" if right else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))  # Text: what a file says is never read as markup
+    Console().print(table)
+
+
+def _write(title, columns, cells, numeric) -> None:
+    widths = [max(len(line[n]) for line in [columns, *cells]) for n in range(len(columns))]
+    print(title)
+    for line in [columns, *cells]:
+        parts = [cell.rjust(w) if right else cell.ljust(w) for cell, w, right in zip(line, widths, numeric)]
+        print("  " + "  ".join(parts).rstrip())
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    line = " ".join(str(value).split())
+    return "".join(letter if letter.isprintable() else "?" for letter in line)  # a file's words never steer a terminal
