@@ -1,4 +1,4 @@
-"""The `spikeloom` command: VERB [CONFIG] [key=value ...] into a call of the verb, an error into a line and an exit code.
+"""The `spikeloom` command: VERB [CONFIG] [key=value ...] into a call of the verb, errors into a line and an exit code.
 
 Exit codes: 0 done, 1 a fault of the data (or the disk), 2 a fault of the command or its configuration, 130 interrupted.
 """
@@ -16,6 +16,7 @@ from launch.files import did_you_mean
 from launch.usage import overview, verb_usage
 
 OPTIONS = ("--dry-run", "--help", "--version")
+FULL_WORDS = "No space left on device|File too large"  # of libraries that hide the number
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -100,7 +101,7 @@ def _of_the_disk(error: BaseException | None) -> str | None:
     """One line for a full disk or a refused path, found in the error or in what caused it; None for anything else."""
     while error is not None:
         where = getattr(error, "filename", None) or "output"
-        if getattr(error, "errno", None) in DISK_FULL or re.search("No space left on device|File too large", str(error)):
+        if getattr(error, "errno", None) in DISK_FULL or re.search(FULL_WORDS, str(error)):
             return f"{where}: the disk is full or the file too large for it; free some space and run the command again"
         if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
             return f"{where}: it may not be written or read ({error.strerror}); give a path of your own"

@@ -8,7 +8,6 @@ interpolated, imported or evaluated, and an unknown key is refused.
 
 import enum
 import re
-import types
 import typing
 from dataclasses import is_dataclass, make_dataclass
 from functools import cache
@@ -20,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_prep.errors import ConfigError
-from launch.fields import Field, element_of, in_words, schema_of, without_none
+from launch.fields import Field, element_of, in_words, options_of, schema_of, without_none
 from launch.files import COMMAND_LINE, did_you_mean, find_file
 
 T = TypeVar("T")
@@ -100,8 +99,10 @@ def _parsed(text: str, hint, key: str):
         if without_none(hint) is str and "${" not in text:
             return text
         raise ConfigError(key, f"{text!r} cannot be read", f"give {in_words(hint)}") from None
-    is_text = without_none(hint) is str and not (value is None and hint is not str)
-    return text if is_text and not isinstance(value, str) else value
+    options = options_of(hint)
+    is_text = str in options and not {int, float, bool} & set(options)
+    is_text = is_text and (options == (str,) or not isinstance(value, (list, dict)))
+    return text if is_text and not isinstance(value, str) and not (value is None and options != (hint,)) else value
 
 
 def _set(cls: type, tree: dict, keys: list[str], text: str, key: str) -> dict:
@@ -211,14 +212,27 @@ def _merge_leaf(hint, value, source: str, key: str):
     if _holds(value, lambda text: isinstance(text, str) and "${" in text):
         found, do = f"{_shown(value)} holds ${{...}}", "write the value itself: nothing is interpolated"
         raise ConfigError(_where(source, key), found, do)
-    try:
-        if _holds(value, lambda item: item is not None and not isinstance(item, (str, int, float, bool, enum.Enum))):
-            raise TypeError
-        leaf = OmegaConf.structured(_leaf(hint))
-        OmegaConf.update(leaf, "value", _eased(hint, value), merge=False)
-        return _plain(OmegaConf.to_container(leaf)["value"])
-    except (OmegaConfBaseException, TypeError, ValueError):
-        raise _wrong(hint, value, source, key) from None
+    options = [option for option in options_of(hint) if _fits(option, value)]
+    for option in [hint] if len(options_of(hint)) == 1 or not options else options:
+        try:
+            return _converted(option, value)
+        except (OmegaConfBaseException, TypeError, ValueError):
+            pass
+    raise _wrong(hint, value, source, key)
+
+
+def _fits(option, value) -> bool:
+    """Whether a member of a union is of the value's own kind: a list for lists, a mapping for mappings."""
+    kind = typing.get_origin(option) or option
+    return isinstance(value, list) == (kind in (list, tuple)) and isinstance(value, dict) == (kind is dict)
+
+
+def _converted(hint, value):
+    if _holds(value, lambda item: item is not None and not isinstance(item, (str, int, float, bool, enum.Enum))):
+        raise TypeError
+    leaf = OmegaConf.structured(_leaf(hint))
+    OmegaConf.update(leaf, "value", _eased(hint, value), merge=False)
+    return _plain(OmegaConf.to_container(leaf)["value"])
 
 
 def _wrong(hint, value, source: str, key: str) -> ConfigError:
@@ -232,14 +246,12 @@ def _leaf(hint):
 
 def _eased(hint, value):
     """Numbers where numbers are wanted, but never a number or a flag taken for text."""
-    bare = without_none(hint)
-    options = typing.get_args(bare) if typing.get_origin(bare) in (typing.Union, types.UnionType) else (bare,)
-    inner = element_of(hint)
+    inner, options = element_of(hint), options_of(hint)
     if inner is not None and isinstance(value, list):
         return [_eased(inner, item) for item in value]
     if inner is not None and isinstance(value, dict):
         return {key: _eased(inner, item) for key, item in value.items()}
-    if bare is str and not isinstance(value, (str, type(None))):
+    if options == (str,) and not isinstance(value, (str, type(None))):
         raise TypeError
     if float in options and int not in options and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

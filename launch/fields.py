@@ -58,6 +58,12 @@ def without_none(hint):
     return hint
 
 
+def options_of(hint) -> tuple:
+    """The members of a union without None; a type that is no union is its own only option."""
+    bare = without_none(hint)
+    return typing.get_args(bare) if typing.get_origin(bare) in (Union, types.UnionType) else (bare,)
+
+
 def element_of(hint):
     """The element type of list[X], tuple[X, ...] and the value type of dict[K, X]; None for anything else."""
     bare = without_none(hint)

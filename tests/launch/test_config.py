@@ -58,6 +58,7 @@ class Run:
     note: str | None = None
     scale: str | float = "recipe"
     shade: Shade = Shade.DARK
+    files: str | list[str] = ""
     sessions: tuple[str, ...] = ("*",)
     weights: dict[str, float] = field(default_factory=lambda: {"hold": 0.1})
     grid: list[list[int]] = field(default_factory=list)
@@ -154,6 +155,13 @@ def test_a_section_s_file_is_found_from_configs_and_beside_the_file_that_names_i
     assert load(Needs, str(beside / "needs.yaml"), []).signal == Signal("/beside")
 
 
+def test_a_setting_that_is_text_or_a_list_takes_either(written):
+    assert load(Run, None, ["files=a"]).files == "a" and load(Run, None, ["files=012"]).files == "012"
+    assert load(Run, None, ["files=[a, b]"]).files == ["a", "b"]
+    assert load(Run, written("run.yaml", "files: [a, b]"), []).files == ["a", "b"]
+    assert refused(Run, None, ["files={a: 1}"]).startswith("files: {'a': 1} is not text or a list, each text")
+
+
 def test_text_stays_as_it_was_typed():
     for text in ("010", "1e3", "on", "null", "2012-08-22", "a: b", "[x", "a=b", ""):
         assert load(Run, None, [f"output={text}"]).output == text
@@ -246,8 +254,9 @@ models = small | st.builds(Large, width=st.integers())
 
 @given(st.builds(
     Run, output=plain, steps=st.integers(), lr=number, fast=st.booleans(), note=st.none() | plain,
-    scale=plain | number, shade=st.sampled_from(Shade), sessions=st.lists(plain).map(tuple),
-    weights=st.dictionaries(plain, number, max_size=3), grid=st.lists(st.lists(st.integers(), max_size=3), max_size=3),
+    scale=plain | number, files=plain | st.lists(plain), shade=st.sampled_from(Shade),
+    sessions=st.lists(plain).map(tuple), weights=st.dictionaries(plain, number, max_size=3),
+    grid=st.lists(st.lists(st.integers(), max_size=3), max_size=3),
     model=models, signals=st.dictionaries(plain, signal, max_size=2), extra=st.lists(signal, max_size=2),
     augment=st.none() | st.builds(Augment, least=st.integers(), mode=st.sampled_from(["beta", "flat"]))))
 def test_yaml_loads_back_to_an_equal_object(tmp_path_factory, config):

@@ -1,0 +1,28 @@
+"""What every test may ask for: the real recordings, where they are, and quiet single-threaded numerics."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Two test processes on two cores must not start eight threads each; set before any test imports torch or numpy.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("WANDB_MODE", "offline")  # no test talks to a server
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real NWB recordings (SPIKELOOM_DATA, else beside the checkout); skips where it is absent."""
+    folder = Path(os.environ.get("SPIKELOOM_DATA") or REPOSITORY.parent / "shared" / "data" / "nwb")
+    if not folder.is_dir():
+        pytest.skip("no real recordings here: set SPIKELOOM_DATA to a folder of NWB files")
+    return folder
