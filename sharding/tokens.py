@@ -1,4 +1,4 @@
-"""SpikeTokens: spikes, and the start and end marks of units, as three parallel arrays."""
+"""SpikeTokens: spikes, and the start and end marks of units, as three parallel arrays; and the clock they are told by."""
 
 from dataclasses import dataclass
 
@@ -15,3 +15,11 @@ class SpikeTokens:
     time: np.ndarray
     unit: np.ndarray
     kind: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+
+def to_microseconds(seconds) -> np.ndarray:
+    """Nearest whole microsecond, int64, of times in float64 seconds; a scalar gives a scalar of numpy."""
+    return np.rint(np.asarray(seconds, dtype=np.float64) * 1e6).astype(np.int64)
