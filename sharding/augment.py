@@ -25,17 +25,15 @@ class UnitDropoutConfig:
     legacy: bool = False
     "draw as the published code does: its rejection test flattens the peak from 4 to about 2.3 times the ends"
 
-    def __post_init__(self):
-        # strings while OmegaConf builds its schema are not compared
-        if not 0 < self.min <= self.mode <= self.max:
-            raise ConfigError("unit_dropout", f"min {self.min}, mode {self.mode}, max {self.max}",
-                              "give 0 < min <= mode <= max")
-
 
 class UnitDropout:
     """Draws the kept units of windows; a pure function of (seed, epoch, window)."""
 
     def __init__(self, config: UnitDropoutConfig):
+        """Raises ConfigError for bounds out of order."""
+        if not 0 < config.min <= config.mode <= config.max:
+            raise ConfigError("unit_dropout", f"has min {config.min}, mode {config.mode}, max {config.max}",
+                              "give 0 < min <= mode <= max")
         self.config = config
 
     def kept(self, units: int, seed: int, epoch: int, window: int) -> np.ndarray:

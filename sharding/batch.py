@@ -29,6 +29,17 @@ class Batch:
     session_B: torch.Tensor  # int64 row of the session vocabulary
     window_s: float  # length of every window, seconds
 
+    def __reduce__(self):
+        """Cross to another process as one tensor: every tensor of its own costs a file descriptor and a handshake."""
+        parts, layout = [], []
+        for f in fields(self):
+            if f.name != "window_s":
+                tensor = getattr(self, f.name)
+                raw = tensor.contiguous().reshape(-1).view(torch.uint8)
+                parts += [raw, raw.new_zeros(-len(raw) % 8)]  # a view of wider numbers must begin at a multiple of them
+                layout.append((tensor.dtype, tuple(tensor.shape), len(raw)))
+        return _rebuilt, (torch.cat(parts), tuple(layout), self.window_s)
+
     def to(self, device) -> "Batch":
         return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True)
                                 for f in fields(self) if f.name != "window_s"})
@@ -39,3 +50,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.token_length_B)
+
+
+def _rebuilt(raw: torch.Tensor, layout: tuple, window_s: float) -> Batch:
+    tensors, at = [], 0
+    for dtype, shape, length in layout:
+        tensors.append(raw[at:at + length].view(dtype).reshape(shape))
+        at += length + -length % 8
+    return Batch(*tensors, window_s)

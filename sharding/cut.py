@@ -99,6 +99,8 @@ def _check(session: Session) -> None:
         raise ShardError(session.id, found, "prepare the session again")
 
     spikes = session.spikes
+    if not len(session.units) or len(set(session.units.id)) != len(session.units):
+        refuse("has no units" if not len(session.units) else "two units have one id")
     if len(spikes.time) != len(spikes.unit):
         refuse(f"{len(spikes.time)} spike times but {len(spikes.unit)} unit numbers")
     if not np.isfinite(spikes.time).all() or (np.diff(spikes.time) < 0).any():

@@ -54,7 +54,9 @@ class ShardIndex:
             tables = {e["file"]: parquet.read_table(root / e["file"]) for e in meta["tables"]}
             sessions = tuple(map(SessionRow.from_record, tables["sessions.parquet"].to_pylist()))
             segments = SegmentTable(tables["segments.parquet"], tuple(s.id for s in sessions))
-            return ShardIndex(root, meta, sessions, segments, tables["units.parquet"])
+            index = ShardIndex(root, meta, sessions, segments, tables["units.parquet"])
+            index._check_segments()
+            return index
         except (KeyError, TypeError, pa.ArrowException) as error:
             raise ShardError(root, f"its tables do not fit format {FORMAT} ({error})", AGAIN) from None
 
@@ -163,6 +165,16 @@ class ShardIndex:
             "phases": list(self.phase_names), "format": self.meta["format"],
         }
 
+    def _check_segments(self) -> None:
+        """Raise ShardError where segments name what is not there: such an index would lead readers astray."""
+        files = {entry["file"]: entry["bytes"] for entry in self.meta["shards"]}
+        shard = self.segments.codes("shard", tuple(files))
+        ends = self.segments.member_ends()
+        if len(shard) and min(shard.min(), self.segments.session.min(), self.segments.split.min()) < 0:
+            raise ShardError(self.root, "its segments name a shard, session or split that is not there", AGAIN)
+        if (ends > np.array([*files.values(), 0])[shard]).any():
+            raise ShardError(self.root, "its segments lie beyond the end of their shards", AGAIN)
+
     def _known(self, ids) -> None:
         for name in ids:
             if name not in self._by_id:
@@ -185,6 +197,9 @@ def read_meta(root: Path) -> dict:
                          "write the shards again with this version, or use the version that wrote them")
     if meta.get("digest") != meta_digest(meta):
         raise ShardError(path, "was changed after it was written", AGAIN)
+    for entry in meta["tables"] + meta["shards"]:
+        if Path(entry["file"]).name != entry["file"]:
+            raise ShardError(path, f"names a file outside its folder, {entry['file']!r}", AGAIN)
     return meta
 
 

@@ -100,7 +100,10 @@ def _is_complete(output: Path, settings: CutSettings, sources: list[Source]) -> 
     """Whether a whole root of just these sessions and settings stands there; raises for the index of something else."""
     if not (output / "index.json").exists():
         return False
-    meta = read_meta(output)
+    try:
+        meta = read_meta(output)
+    except ShardError as error:  # not to be overwritten unasked: it may be another's, or of a newer format
+        raise ShardError(error.where, error.found, "delete it or choose another output folder") from None
     if meta["config"] != settings.to_json() or meta["sources"] != [asdict(source) for source in sources]:
         return False
     try:

@@ -207,5 +207,11 @@ class SegmentTable:
         first[row], length[row] = offset + size - array, array
         return first, length
 
+    def member_ends(self) -> np.ndarray:
+        """(n,) byte of its shard at which the last member of each segment ends."""
+        ends = self._flat("offset") + self._flat("bytes")
+        first = np.cumsum(np.append(0, self.table.column("offset").combine_chunks().value_lengths().to_numpy()))
+        return np.maximum.reduceat(ends, first[:-1]) if len(self) else ends
+
     def _flat(self, name: str) -> np.ndarray:
         return self.table.column(name).combine_chunks().flatten().to_numpy()

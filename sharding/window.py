@@ -1,5 +1,6 @@
 """Mapped shards -> Windows: a crop of a segment is two binary searches and a few views."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,7 +57,7 @@ class Reader:
                 raise ConfigError(session.id, f"has no signal {signal!r}",
                                   f"choose among {', '.join(session.signals) or 'none'}, or leave the session out")
         segments, shards = index.segments, index.mapped()
-        self._session = segments.session
+        self._segments, self._session = segments, segments.session
         self._units = [np.arange(session.units) for session in index.sessions]
         self._dims = [session.signals[signal].dims for session in index.sessions]
         self._base, self._carry = segments.start_us, segments.carry_us
@@ -85,6 +86,20 @@ class Reader:
             sample_time[a:b] - first, self._value.read(segment, VALUE)[a * dims:b * dims].reshape(-1, dims),
             self._phase.read(segment, PHASE)[a:b],
         )
+
+    def stretches(self, split: str) -> Iterator[Window]:
+        """Every contiguous interval of a split whole, as one long window, in order; times are int64 here."""
+        segments = self._segments
+        intervals = segments.intervals(split)
+        for first, count, start, stop in zip(intervals.first.tolist(), intervals.segments.tolist(),
+                                             intervals.start_us.tolist(), intervals.stop_us.tolist()):
+            parts = [self.window(row, int(segments.start_us[row]), int(segments.stop_us[row] - segments.start_us[row]))
+                     for row in range(first, first + count)]
+            joined = {name: np.concatenate([getattr(part, name) for part in parts])
+                      for name in ("spike_unit", "value", "phase")}
+            joined |= {name: np.concatenate([getattr(part, name) + np.int64(part.start_us - start) for part in parts])
+                       for name in ("spike_time", "sample_time")}
+            yield replace(parts[0], start_us=start, length_us=stop - start, **joined)
 
 
 TIME, UNIT, WIDE_UNIT = np.dtype("<i4"), np.dtype("<u2"), np.dtype("<u4")
