@@ -1,0 +1,114 @@
+"""`spikeloom finetune`: a checkpoint and sessions it never saw -> a run folder with a checkpoint that knows them."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pretrain.checkpoint import Checkpoint, load_checkpoint, load_model, rebuilt
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.models.registry import MODELS
+from pretrain.module import DecodingModule
+from pretrain.optim import OptimConfig
+from pretrain.tasks.registry import TASKS
+from pretrain.tracking import TrackingConfig
+from pretrain.train import chosen_sessions, dims_of, open_run, sampling_of, train, vocabularies
+from pretrain.trainer import TrainerConfig
+from sharding.index import ShardIndex
+from sharding.loader import LoaderConfig
+from sharding.sampling import Sampling
+from sharding.statistics import target_statistics
+
+MODES = ("unit_id", "full", "scratch")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    checkpoint: str = ""
+    "folder of a checkpoint, or of the run that made it"
+    shards: str = ""
+    "folder of shards that hold the sessions"
+    run: str = ""
+    "folder of the run; an interrupted run there is continued, a finished one is left as it is"
+    sessions: list[str] = field(default_factory=lambda: ["*"])
+    "sessions to adapt to, by glob patterns of their ids"
+    exclude: list[str] = field(default_factory=list)
+    "sessions to leave out of those, by glob patterns"
+    mode: str = "full"
+    "unit_id (only the rows of new units and sessions move), full (unit_id first, then all), scratch (the same model anew)"
+    freeze_steps: int = 100
+    "steps of unit identification before a full finetuning frees all weights"
+    minutes_of_data: float | None = None
+    "minutes of each session's train split to learn from, in time order; null is all"
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    "optimiser and schedule"
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    "batches"
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    "length, validation, device"
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    "where measurements go beside metrics.csv"
+    seed: int = 42
+    "of new rows or weights, order of windows, unit dropout and dropout"
+
+
+def finetune(config: FinetuneConfig) -> Path:
+    """Adapt a checkpoint to the chosen sessions; returns the run folder, whose checkpoint knows old and new sessions.
+
+    Raises ConfigError, ShardError, CheckpointError in one line each.
+    """
+    if config.mode not in MODES:
+        raise ConfigError("mode", f"{config.mode!r} is not a way to finetune", f"take one of {', '.join(MODES)}")
+    if not config.checkpoint:
+        raise ConfigError("checkpoint", "is not given", "give checkpoint=FOLDER")
+    run = open_run(config)
+    if run.finished:
+        return run.folder
+    source = load_checkpoint(config.checkpoint)
+    index = chosen_sessions(config.shards, config.sessions, config.exclude)
+    if config.minutes_of_data is not None:
+        index = index.limited(config.minutes_of_data)
+    torch.manual_seed(config.seed)
+    model, task, sampling = _anew(source, index) if config.mode == "scratch" else _grown(source, index, config)
+    frozen = {"scratch": 0, "full": config.freeze_steps, "unit_id": config.trainer.steps}[config.mode]
+    new_rows = {"unit": len(source.units), "session": len(source.sessions)} if frozen else None
+    module = DecodingModule(model, task, config.optim, config.trainer.steps, config.seed, frozen, new_rows)
+    train(run, module, index, sampling, config)
+    return run.folder
+
+
+def _grown(source: Checkpoint, index: ShardIndex, config: FinetuneConfig) -> tuple[nn.Module, nn.Module, Sampling]:
+    """The checkpoint's model with rows added for the units and sessions it lacks."""
+    model, task = load_model(source, config.checkpoint)
+    new_units, new_sessions = vocabularies(index)
+    units, sessions = source.units.extended(new_units.ids), source.sessions.extended(new_sessions.ids)
+    if config.mode == "unit_id" and len(units) == len(source.units):
+        raise ConfigError(config.checkpoint, "already knows all units of these sessions",
+                          "evaluate it as it is, or take mode=full")
+    dims = dims_of(index, task.config.signal)
+    if dims != source.config["dims"]:
+        raise ConfigError(config.shards, f"{task.config.signal!r} has {dims} dimensions, the checkpoint decodes "
+                          f"{source.config['dims']}", "take sessions that agree, or mode=scratch")
+    model.grow(units, sessions)
+    # Where the checkpoint knows a session already, its readout was learned with the checkpoint's statistics.
+    statistics = _statistics(index, task).merged(source.statistics)
+    return model, task, sampling_of(task.config, source.config["window_s"], units, sessions, statistics)
+
+
+def _anew(source: Checkpoint, index: ShardIndex) -> tuple[nn.Module, nn.Module, Sampling]:
+    """The checkpoint's architecture, untrained, for these sessions alone."""
+    try:
+        model_config = rebuilt(MODELS, source.config["model"], "model")
+        task_config = rebuilt(TASKS, source.config["task"], "task")
+        window_s = source.config["window_s"]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError("checkpoint", f"its config lacks {error}", "use the version that wrote it") from None
+    units, sessions = vocabularies(index)
+    model = MODELS[model_config.name][1](model_config, units, sessions)
+    task = TASKS[task_config.name][1](task_config, model.width, dims_of(index, task_config.signal))
+    return model, task, sampling_of(task_config, window_s, units, sessions, _statistics(index, task))
+
+
+def _statistics(index: ShardIndex, task: nn.Module):
+    return target_statistics(index, task.config.signal, task.config.center, task.config.scale)

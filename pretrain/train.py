@@ -1,0 +1,128 @@
+"""`spikeloom pretrain`: shards and a config -> a run folder with a trained checkpoint."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from pretrain.datamodule import ShardDataModule
+from pretrain.errors import ConfigError
+from pretrain.models.poyo import PoyoConfig
+from pretrain.models.registry import MODELS
+from pretrain.module import DecodingModule
+from pretrain.optim import OptimConfig
+from pretrain.run import Run, commit, versions
+from pretrain.tasks.registry import TASKS
+from pretrain.tasks.regression import RegressionConfig
+from pretrain.tracking import TrackingConfig
+from pretrain.trainer import TrainerConfig, fit
+from sharding.index import ShardIndex
+from sharding.loader import LoaderConfig
+from sharding.sampling import Sampling
+from sharding.statistics import TargetStatistics, target_statistics
+from sharding.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    shards: str = ""
+    "folder of shards"
+    run: str = ""
+    "folder of the run; an interrupted run there is continued, a finished one is left as it is"
+    sessions: list[str] = field(default_factory=lambda: ["*"])
+    "sessions to train on, by glob patterns of their ids"
+    exclude: list[str] = field(default_factory=list)
+    "sessions to leave out of those, by glob patterns"
+    model: PoyoConfig = field(default_factory=PoyoConfig,
+                              metadata={"choices": {name: schema for name, (schema, _) in MODELS.items()}})
+    "the model"
+    task: RegressionConfig = field(default_factory=RegressionConfig,
+                                   metadata={"choices": {name: schema for name, (schema, _) in TASKS.items()}})
+    "what is decoded, and the loss"
+    window_s: float = 1.0
+    "length of the model's windows, seconds"
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    "optimiser and schedule"
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    "batches"
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    "length, validation, device"
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    "where measurements go beside metrics.csv"
+    seed: int = 42
+    "of initial weights, order of windows, unit dropout and dropout"
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Train a new model on all chosen sessions together; returns the run folder.
+
+    Raises ConfigError, ShardError, CheckpointError in one line each.
+    """
+    run = open_run(config)
+    if run.finished:
+        return run.folder
+    index = chosen_sessions(config.shards, config.sessions, config.exclude)
+    statistics = target_statistics(index, config.task.signal, config.task.center, config.task.scale)
+    units, sessions = vocabularies(index)
+    torch.manual_seed(config.seed)
+    model = MODELS[config.model.name][1](config.model, units, sessions)
+    task = TASKS[config.task.name][1](config.task, model.width, dims_of(index, config.task.signal))
+    module = DecodingModule(model, task, config.optim, config.trainer.steps, config.seed)
+    train(run, module, index, sampling_of(config.task, config.window_s, units, sessions, statistics), config)
+    return run.folder
+
+
+def train(run: Run, module: DecodingModule, index: ShardIndex, sampling: Sampling, config) -> None:
+    """Fit a module on the sessions of an index; `config` has the sections loader, trainer, tracking and the seed."""
+    data = ShardDataModule(index, sampling, config.loader, seed=config.seed, total_steps=config.trainer.steps,
+                           step_s=config.trainer.val_step_s)
+    described = {"model": asdict(module.model.config), "task": asdict(module.task.config), "window_s": sampling.window_s,
+                 "dims": dims_of(index, sampling.signal), "run": run.config}
+    facts = dict(config=described, units=sampling.units, sessions=sampling.sessions, statistics=sampling.statistics,
+                 commit=commit(), versions=versions())
+    fit(run, module, data, facts, config.trainer, config.tracking)
+
+
+def open_run(config) -> Run:
+    """The run folder of a config; raises ConfigError where it is not named or belongs to a run of other settings."""
+    for name in ("shards", "run"):
+        if not getattr(config, name):
+            raise ConfigError(name, "is not given", f"give {name}=FOLDER")
+    run = Run(config.run, config)
+    run.check()
+    return run
+
+
+def chosen_sessions(shards: str, patterns: list[str], exclude: list[str] = ()) -> ShardIndex:
+    """The sessions of a shard root that fit a pattern and no excluding one; raises ConfigError where none is left."""
+    index = ShardIndex.open(shards).matching(patterns)
+    left_out = set(index.matching(exclude).session_ids) if exclude else set()
+    left = [session for session in index.session_ids if session not in left_out]
+    if not left:
+        raise ConfigError("exclude", "leaves no session", "exclude fewer")
+    return index.select(left)
+
+
+def vocabularies(index: ShardIndex) -> tuple[Vocabulary, Vocabulary]:
+    """All units and all sessions of an index, in its order."""
+    units = [unit for session in index.session_ids for unit in index.unit_ids(session)]
+    return Vocabulary(tuple(units)), Vocabulary(tuple(index.session_ids))
+
+
+def dims_of(index: ShardIndex, signal: str) -> int:
+    """Dimensions of a signal, the same in all sessions; raises ConfigError."""
+    for session in index.sessions:
+        if signal not in session.signals:
+            raise ConfigError(session.id, f"has no signal {signal!r}",
+                              f"take one of {', '.join(session.signals) or 'none'} as task.signal, or exclude the session")
+    dims = {session.signals[signal].dims for session in index.sessions}
+    if len(dims) > 1:
+        raise ConfigError(f"signal {signal!r}", f"has {sorted(dims)} dimensions over the sessions", "choose sessions that agree")
+    return dims.pop()
+
+
+def sampling_of(task, window_s: float, units: Vocabulary, sessions: Vocabulary, statistics: TargetStatistics) -> Sampling:
+    """What a task takes of a window."""
+    return Sampling(signal=task.signal, window_s=window_s, units=units, sessions=sessions, statistics=statistics,
+                    phase_weights=dict(task.phase_weights), eval_phases=tuple(task.eval_phases),
+                    use_recipe_weights=task.use_recipe_weights)
