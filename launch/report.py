@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-import markupsafe
 import numpy as np
 
 from launch.figures import (
@@ -77,7 +76,6 @@ def write_report(run: Path | str, curves: dict[str, Path] | None = None, title: 
             stretch=stretch_of(record),
             traced=_traced(record, comparison),
             table=_table(record.results) if record.results else None,
-            svg=lambda drawing: markupsafe.Markup(drawing.svg),
         )
     )
     save_pngs(drawings, record.folder / "figures")
