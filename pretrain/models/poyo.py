@@ -9,8 +9,14 @@ Neural Population Decoding").
 What repeats is computed once: a token's content depends on (unit, kind) alone, a query's on the session, and latents are
 alike in all windows, so keys, values and queries are projected for distinct contents, gathered, then turned by time.
 Attention is packed, without padding. Defaults are the 1.3 M single-session preset of the authors.
+
+Two options change the start only, never the function computed from given weights. Started as in the paper, both
+cross-attentions average all of a window, and what varies in that average is a few percent of what is constant: the model
+then waits for hundreds of steps at R2 = 0. `local_start` lets both look near their own time first, `calibrated_start` makes
+their outputs vary around 0 with sd 1 on the first batches. Measured in BENCHMARKS.md; either alone leaves most of the wait.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +62,12 @@ class PoyoConfig:
     "shortest rotary period, seconds"
     max_period_s: float = 2.0627
     "longest rotary period, seconds"
+    local_start: float = 0.0
+    "height of the logit that makes both cross-attentions start near a query's own time; 0 is the paper's start"
+    local_shortest_s: float = 0.1
+    "shortest rotary period that takes part in local_start, seconds"
+    calibrated_start: bool = False
+    "scale both cross-attentions' outputs to mean 0 and sd 1 on the first batches before training; off in the paper"
 
 
 class ProcessingLayer(nn.Module):
@@ -89,6 +101,25 @@ class Poyo(nn.Module):
         self.layers = nn.ModuleList(ProcessingLayer(config) for _ in range(config.depth))
         self.decoder = CrossAttention(*cross, rotate_values=False)
         self.decoder_ff = FeedForward(config.width, config.ff_multiple, config.ff_dropout)
+        if config.local_start > 0:
+            for attention in (self.encoder, self.decoder):
+                attention.start_local(config.local_start, self.rotary.period_P, config.local_shortest_s)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Data-dependent start of fresh weights (`calibrated_start`): encoder first, then decoder, on the same batches."""
+        if not self.config.calibrated_start:
+            return
+        batches, training = list(batches), self.training
+        self.eval()
+        for attention in (self.encoder, self.decoder):
+            outputs: list[torch.Tensor] = []
+            hook = attention.register_forward_hook(lambda _module, _inputs, output, into=outputs: into.append(output))
+            for batch in batches:
+                self(batch)
+            hook.remove()
+            attention.start_calibrated(torch.cat(outputs))
+        self.train(training)
 
     def grow(self, units: Vocabulary, sessions: Vocabulary) -> None:
         """Add fresh rows for the names that extended vocabularies bring; every other parameter stays as it is."""

@@ -45,6 +45,33 @@ class CrossAttention(nn.Module):
         """Key and value contents (E, 2, N, H) of distinct rows (E, D)."""
         return self.to_kv(self.norm_context(x_ED)).unflatten(-1, (2, self.heads, -1))
 
+    @torch.no_grad()
+    def start_local(self, logit: float, periods_P: torch.Tensor, shortest_s: float) -> None:
+        """Give queries and keys a common part, so that attention starts near a query's own time.
+
+        The common part is a vector on the turning channels with periods of at least `shortest_s`, reached through the
+        biases of the two layer norms: a norm's output is orthogonal to the all-ones direction that carries it, so contents
+        are untouched. The attention logit becomes `logit` at equal times and falls off with the time difference.
+        """
+        slow_P = (periods_P >= shortest_s).to(self.to_q.weight.dtype)
+        head_width = self.to_q.weight.shape[0] // self.heads
+        common_NH = torch.zeros(self.heads, head_width)
+        common_NH[:, 0 : 2 * len(slow_P) : 2] = slow_P / slow_P.sum().sqrt()
+        width = self.norm.normalized_shape[0]
+        ones_D = torch.full((width,), width**-0.5)
+        part = (logit * head_width**0.5) ** 0.5 * torch.outer(common_NH.flatten(), ones_D)
+        for norm in (self.norm, self.norm_context):
+            norm.bias.copy_(ones_D)
+        self.to_q.weight.add_(part)
+        self.to_kv.weight[: len(part)].add_(part)
+
+    @torch.no_grad()
+    def start_calibrated(self, output_RD: torch.Tensor) -> None:
+        """Shift and scale the output projection so that the outputs (R, D) it gave would have had mean 0 and sd 1."""
+        mean_D, sd_D = output_RD.mean(dim=0), output_RD.std(dim=0).clamp_min(1e-6)
+        self.to_out.weight.div_(sd_D[:, None])
+        self.to_out.bias.sub_(mean_D).div_(sd_D)
+
     def forward(self, q_QNH, kv_S2NH, q_turn, k_turn, q_lengths, k_lengths) -> torch.Tensor:
         """Outputs (Q, D) for queries (Q, N, H) and keys and values (S, 2, N, H), turned by RotaryTime angles."""
         q = rotate(q_QNH, q_turn)

@@ -16,6 +16,7 @@ class RotaryTime(nn.Module):
     def __init__(self, pairs: int = 16, min_period_s: float = 1e-4, max_period_s: float = 2.0627):
         super().__init__()
         periods = torch.logspace(math.log10(min_period_s), math.log10(max_period_s), pairs, dtype=torch.float64)
+        self.register_buffer("period_P", periods.float(), persistent=False)
         self.register_buffer("omega_P", (2 * math.pi / periods).float(), persistent=False)
 
     def forward(self, time_S: torch.Tensor) -> torch.Tensor:
