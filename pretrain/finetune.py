@@ -13,7 +13,7 @@ from pretrain.module import DecodingModule
 from pretrain.optim import OptimConfig
 from pretrain.tasks.registry import TASKS
 from pretrain.tracking import TrackingConfig
-from pretrain.train import chosen_sessions, dims_of, open_run, sampling_of, train, vocabularies
+from pretrain.train import chosen_sessions, dims_of, open_run, sampling_of, start, train, vocabularies
 from pretrain.trainer import TrainerConfig
 from sharding.index import ShardIndex
 from sharding.loader import LoaderConfig
@@ -71,6 +71,8 @@ def finetune(config: FinetuneConfig) -> Path:
         index = index.limited(config.minutes_of_data)
     torch.manual_seed(config.seed)
     model, task, sampling = _anew(source, index) if config.mode == "scratch" else _grown(source, index, config)
+    if config.mode == "scratch":
+        start(model, index, sampling, config)
     frozen = {"scratch": 0, "full": config.freeze_steps, "unit_id": config.trainer.steps}[config.mode]
     new_rows = {"unit": len(source.units), "session": len(source.sessions)} if frozen else None
     module = DecodingModule(model, task, config.optim, config.trainer.steps, config.seed, frozen, new_rows)

@@ -17,10 +17,12 @@ from pretrain.tasks.regression import RegressionConfig
 from pretrain.tracking import TrackingConfig
 from pretrain.trainer import TrainerConfig, fit
 from sharding.index import ShardIndex
-from sharding.loader import LoaderConfig
+from sharding.loader import LoaderConfig, train_loader
 from sharding.sampling import Sampling
 from sharding.statistics import TargetStatistics, target_statistics
 from sharding.vocabulary import Vocabulary
+
+CALIBRATION_BATCHES = 8
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,16 @@ def pretrain(config: PretrainConfig) -> Path:
     torch.manual_seed(config.seed)
     model = MODELS[config.model.name][1](config.model, units, sessions)
     task = TASKS[config.task.name][1](config.task, model.width, dims_of(index, config.task.signal))
+    sampling = sampling_of(config.task, config.window_s, units, sessions, statistics)
+    start(model, index, sampling, config)
     module = DecodingModule(model, task, config.optim, config.trainer.steps, config.seed)
-    train(run, module, index, sampling_of(config.task, config.window_s, units, sessions, statistics), config)
+    train(run, module, index, sampling, config)
     return run.folder
+
+
+def start(model: torch.nn.Module, index: ShardIndex, sampling: Sampling, config) -> None:
+    """Let fresh weights look at the first training batches where the model's configuration asks for it."""
+    model.calibrate(train_loader(index, sampling, config.loader, seed=config.seed, total_batches=CALIBRATION_BATCHES))
 
 
 def train(run: Run, module: DecodingModule, index: ShardIndex, sampling: Sampling, config) -> None:
