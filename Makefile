@@ -9,7 +9,7 @@ DEMO   ?= demo
 
 .PHONY: demo test install clean
 demo: $(VENV)/.installed
-	$(BIN)/spikeloom demo output=$(DEMO) $(if $(NWB),nwb=$(NWB)) $(if $(RECIPE),recipe=$(RECIPE))
+	$(BIN)/spikeloom demo output="$(DEMO)" $(if $(NWB),nwb="$(NWB)") $(if $(RECIPE),recipe="$(RECIPE)")
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest $(PYTEST)
@@ -17,9 +17,13 @@ test: $(VENV)/.installed-test
 install: $(VENV)/.installed
 
 $(BIN)/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is missing or older than 3.11; install Python 3.11, or give PYTHON=<path of one>"; exit 2; }
+	$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "no venv here; on Debian and Ubuntu: apt install python3-venv"; exit 2; }
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
+	@echo "installing pinned dependencies into $(VENV) (1.6 GB on a machine without GPU, a minute or two) ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 

@@ -29,19 +29,21 @@ def _prepare_schema() -> type:
 
 
 def _prepare(config) -> int:
-    from data_prep.prepare import prepare
+    from data_prep.prepare import find_files, prepare
+    from launch.progress import ItemProgress
     from launch.show import show_prepared
 
-    report = prepare(config)
-    show_prepared(report, config.output)
-    return 1 if any(row.status == "refused" for row in report.rows) else 0
+    with ItemProgress("reading", len(find_files(config)[1])) as progress:
+        report = prepare(config, lambda row: progress.step(row.file))
+    show_prepared(report)
+    return report.exit_code
 
 
 def _plan_prepare(config) -> list[str]:
     from data_prep.prepare import preview
 
     return [f"would read {' '.join(config.files)} of {config.source} and write sessions to {config.output}",
-            "one file, read as it would be:", *str(preview(config)).splitlines()]
+            *preview(config)]
 
 
 def _shard_schema() -> type:
@@ -51,11 +53,14 @@ def _shard_schema() -> type:
 
 
 def _shard(config) -> int:
+    from launch.progress import ItemProgress
     from launch.show import show_shards
     from sharding.shard import shard
 
-    show_shards(shard(config), config.output)
-    return 0
+    with ItemProgress("sharding") as progress:
+        index = shard(config, progress.show)
+    show_shards(index, config.output)
+    return 1 if index.refused else 0
 
 
 def _plan_shard(config) -> list[str]:
@@ -76,7 +81,17 @@ def _pretrain(config) -> int:
 
 
 def _plan_pretrain(config) -> list[str]:
-    return [f"would train {config.model.name} on {config.shards} and write the run to {config.output}"]
+    return [f"would train {config.model.name} for {config.trainer.steps:,} steps into {config.run}",
+            *_chosen(config)]
+
+
+def _chosen(config) -> list[str]:
+    """The sessions that a training would use, read from the index of its shards."""
+    from pretrain.train import chosen_sessions
+
+    sessions = chosen_sessions(config.shards, config.sessions, config.exclude).sessions
+    return [f"on {len(sessions)} sessions of {config.shards}:",
+            *(f"  {row.id}  {row.units} units, {row.hours['train'] * 60:.1f} min of training data" for row in sessions)]
 
 
 def _finetune_schema() -> type:
@@ -92,7 +107,8 @@ def _finetune(config) -> int:
 
 
 def _plan_finetune(config) -> list[str]:
-    return [f"would adapt {config.checkpoint} to {config.shards} and write the run to {config.output}"]
+    return [f"would adapt {config.checkpoint} ({config.mode}) for {config.trainer.steps:,} steps into {config.run}",
+            *_chosen(config)]
 
 
 def _evaluate_schema() -> type:
@@ -185,12 +201,12 @@ VERBS = {
         _shard_schema, _shard, _plan_shard, needs="sessions=FOLDER output=FOLDER"),
     "pretrain": Verb(
         "train a model on the sessions of a shard root",
-        "spikeloom pretrain configs/pretrain/demo.yaml shards=shards output=runs/pretrain",
-        _pretrain_schema, _pretrain, _plan_pretrain, needs="a config"),
+        "spikeloom pretrain configs/pretrain/demo.yaml shards=shards run=runs/pretrain",
+        _pretrain_schema, _pretrain, _plan_pretrain, needs="shards=FOLDER run=FOLDER"),
     "finetune": Verb(
         "adapt a checkpoint to sessions it never saw",
-        "spikeloom finetune configs/finetune/demo.yaml checkpoint=runs/pretrain shards=shards output=runs/finetune",
-        _finetune_schema, _finetune, _plan_finetune, needs="a config"),
+        "spikeloom finetune configs/finetune/demo.yaml checkpoint=runs/pretrain shards=shards run=runs/finetune",
+        _finetune_schema, _finetune, _plan_finetune, needs="checkpoint=FOLDER shards=FOLDER run=FOLDER"),
     "evaluate": Verb(
         "judge a run on held-out intervals beside a Wiener filter, and write its report",
         "spikeloom evaluate run=runs/finetune",

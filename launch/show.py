@@ -1,0 +1,174 @@
+"""A path -> tables for a person: a stored session, a folder of them, a shard root, a checkpoint or a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.errors import ConfigError, DataError, MendableError
+from data_prep.prepare import REFUSED, PrepareReport
+from data_prep.session import SPLITS, Session
+from data_prep.store import list_sessions, load_session
+from launch.record import Results, read_run
+from launch.table import print_table
+from sharding.index import ShardIndex
+
+RUN_FILES = ("results.json", "provenance.json", "metrics.csv", "config.yaml")
+KINDS = "a stored session (.h5), a folder of them, a shard root, a checkpoint folder or a run folder"
+
+
+@dataclass(frozen=True)
+class ShowConfig:
+    path: str
+    "What to look at: a stored session (.h5), a folder of them, a shard root, a checkpoint folder or a run folder."
+    verify: bool = False
+    "Read every byte of a shard root and compare it with its checksums."
+
+
+def show(config: ShowConfig) -> None:
+    """Prints what a path holds; raises DataError for what is none of ours or is damaged."""
+    path = Path(config.path)
+    if not path.exists():
+        raise ConfigError(path, "no such file or folder", f"give {KINDS}")
+    if path.is_file():
+        show_file(path)
+    elif (path / "index.json").exists():
+        show_shards(ShardIndex.open(path, verify=config.verify), path)
+    elif (path / "checkpoint.json").exists():
+        show_checkpoint(path)
+    elif any((path / name).exists() for name in RUN_FILES):
+        show_run(path)
+    elif list_sessions(path):
+        show_sessions(path)
+    else:
+        raise DataError(path, "it holds nothing of Spikeloom's", f"give {KINDS}")
+
+
+def show_file(path: Path) -> None:
+    """One stored session; any other file is refused with what to do about it."""
+    if path.suffix == ".nwb":
+        do = f"see what a recipe finds in it: spikeloom prepare RECIPE source={path} output=sessions --dry-run"
+        raise DataError(path, "an NWB file, not yet a session", do)
+    if path.suffix != ".h5":
+        raise DataError(path, "not a stored session", f"give {KINDS}")
+    show_session(load_session(path))
+
+
+def show_session(session: Session) -> None:
+    """Facts, units by region, signals and splits of one session."""
+    minutes, rate = session.domain.seconds / 60, len(session.spikes.time) / max(session.domain.seconds, 1e-9)
+    print_table(f"session {session.id}", ["", " "], [
+        ["subject", session.subject], ["paradigm", session.paradigm], ["recorded (min)", minutes],
+        ["units", len(session.units)], ["spikes", len(session.spikes.time)],
+        ["rate of a unit (Hz)", rate / max(len(session.units), 1)], ["trials", len(session.trials)],
+        *([key.replace("_", " "), value] for key, value in session.provenance.items())])
+    regions, counts = np.unique(np.array(session.units.region, dtype=str), return_counts=True)
+    print_table("units", ["region", "units"], list(zip(regions.tolist(), counts.tolist())))
+    print_table("signals", ["signal", "dims", "unit", "Hz", "samples", "valid (%)", "lowest", "highest", "from"],
+                [_signal_row(signal) for signal in session.signals.values()])
+    print_table("splits", ["split", "intervals", "minutes"],
+                [[name, len(part), part.seconds / 60] for name, part in session.splits.items()])
+    print_table("phases", ["phase", "intervals", "minutes", "loss weight", "evaluated"], [
+        [name, len(part), part.seconds / 60, session.loss_weights.get(name, 1.0),
+         "yes" if not session.eval_phases or name in session.eval_phases else "no"]
+        for name, part in session.phases.items()])
+
+
+def _signal_row(signal) -> list:
+    value = signal.value[signal.valid]
+    low, high = (float(value.min()), float(value.max())) if value.size else (None, None)
+    hz = float(1 / np.median(np.diff(signal.time))) if len(signal.time) > 1 else None
+    share = 100 * float(signal.valid.mean()) if len(signal.valid) else None
+    return [signal.name, signal.value.shape[1], signal.unit_of_measure, hz, len(signal.time), share, low, high,
+            signal.derived_from]
+
+
+def show_sessions(folder: Path) -> None:
+    """A row for each stored session of a folder; one that is damaged is told in its row, the others go on."""
+    rows = []
+    for path in list_sessions(folder):
+        try:
+            session = load_session(path)
+        except MendableError as error:
+            rows.append([path.name, None, None, None, None, None, f"{error.found}; {error.do}"])
+            continue
+        rows.append([session.id, session.subject, len(session.units), len(session.spikes.time),
+                     session.domain.seconds / 60, ", ".join(session.signals), ""])
+    print_table(f"{len(rows)} sessions in {folder}",
+                ["session", "subject", "units", "spikes", "minutes", "signals", "refused"], rows)
+
+
+def show_prepared(report: PrepareReport) -> None:
+    """What `prepare` read, kept from before, and refused, and why."""
+    good = [row for row in report.rows if row.status != REFUSED]
+    columns = ["file", "status", "session", "units", "spikes", "minutes", "note"]
+    if good:
+        print_table(f"sessions in {report.output}", columns, [
+            [row.file, row.status, row.session, row.units, row.spikes, row.seconds / 60, row.message] for row in good])
+    if report.refused:
+        print_table("refused", ["why"], [[row.message] for row in report.refused])
+    print(report.lines()[len(report.rows)])
+    if report.message:
+        print(report.message)
+
+
+def show_shards(index: ShardIndex, root) -> None:
+    """Totals and sessions of a shard root, and what was refused when it was written."""
+    total = index.summary()
+    print_table(f"shards in {root}", ["", " "], [
+        ["format", total["format"]], ["sessions", total["sessions"]], ["units", total["units"]],
+        ["spikes", total["spikes"]], *([f"{split} (h)", hours] for split, hours in total["hours"].items()),
+        ["shard files", total["shards"]], ["MB", total["bytes"] / 1e6], ["segments", total["segments"]],
+        ["longest window (s)", index.halo_us / 1e6], ["phases", ", ".join(total["phases"])]])
+    minutes = [f"{split} (min)" for split in SPLITS]
+    print_table("sessions", ["session", "subject", "units", "spikes", *minutes, "signals"], [
+        [row.id, row.subject, row.units, row.spikes, *(row.hours.get(split, 0) * 60 for split in SPLITS),
+         ", ".join(f"{name} {signal.dims}-D {signal.hz:.0f} Hz ({signal.unit_of_measure})"
+                   for name, signal in row.signals.items())]
+        for row in index.sessions])
+    if index.refused:
+        print_table("refused", ["file", "message"], [[row.file, row.message] for row in index.refused])
+
+
+def show_checkpoint(folder: Path) -> None:
+    """What a checkpoint decodes, from how many units and sessions, and its size."""
+    from pretrain.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(folder)
+    numbers = sum(tensor.numel() for tensor in checkpoint.weights.values())
+    parts = {part: checkpoint.config.get(part) or {} for part in ("model", "task")}
+    print_table(f"checkpoint {folder}", ["", " "], [
+        ["format", checkpoint.format], ["commit", checkpoint.commit], ["model", parts["model"].get("name")],
+        ["task", parts["task"].get("name")], ["signal", parts["task"].get("signal")],
+        ["window (s)", checkpoint.config.get("window_s")],
+        ["parameters", numbers], ["units", len(checkpoint.units) - 1], ["sessions", len(checkpoint.sessions) - 1]])
+    print_table("sessions", ["session"], [[name] for name in checkpoint.sessions.ids])
+
+
+def show_run(folder) -> None:
+    """How far a run came, and its test scores where it was evaluated."""
+    record = read_run(folder)
+    rows = [["started", record.provenance.get("started")], ["finished", record.provenance.get("finished")]]
+    for label, curve in record.curves.items():
+        rows += _curve_rows(curve, "" if len(record.curves) == 1 else f"{label}: ")
+    print_table(f"run {folder}", ["", " "], [row for row in rows if row[1] is not None])
+    if record.results is not None:
+        show_results(record.results)
+
+
+def _curve_rows(curve, label: str) -> list[list]:
+    rows = [[f"{label}steps", int(np.nanmax(curve.columns["step"]))]]
+    loss, r2 = curve.known("train/loss"), curve.known("valid/r2")
+    if loss is not None:
+        rows.append([f"{label}last training loss", float(loss[0][-1])])
+    if r2 is not None:
+        rows.append([f"{label}best validation R2", float(np.max(r2[0]))])
+    return rows
+
+
+def show_results(results: Results) -> None:
+    """R2 of every model on every session of the evaluated split, and the mean."""
+    rows = [[session, *(scores[model].r2 if model in scores else None for model in results.models)]
+            for session, scores in results.scores.items()]
+    rows.append(["mean", *(results.mean.get(model) for model in results.models)])
+    print_table(f"R2 of {results.signal} on the {results.split} split", ["session", *results.models], rows)
