@@ -1,0 +1,301 @@
+"""Recipe: what a folder of NWB files keeps where, and how its sessions are to be cut; one YAML file is one Recipe."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, field
+
+from data_prep.errors import RecipeError
+
+FORMAT = 1  # part of every hash: raise it when the same recipe would read the same file differently
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A test on one column of a table; every part that is given must hold."""
+
+    column: str = ""
+    "Name of the column; `duration` is stop - start of a trial in seconds."
+    one_of: list[str] = field(default_factory=list)
+    "Values that pass. Numbers compare as numbers (1 is 1.0); an entry of tags 'a,b' passes by either tag."
+    none_of: list[str] = field(default_factory=list)
+    "Values that fail."
+    min: float | None = None
+    "Smallest value that passes, in the unit of the column."
+    max: float | None = None
+    "Largest value that passes, in the unit of the column."
+    not_null: bool = False
+    "Whether NaN and empty text fail. (They fail `min` and `max` anyway.)"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A time within a trial."""
+
+    column: str = "start_time"
+    "Trial column that holds the time, in seconds on the file's clock."
+    next: bool = False
+    "Whether the column is read from the following trial that has a value there (the last trial: see `last_trial_s`)."
+    offset_s: float = 0.0
+    "Seconds added to it."
+
+
+@dataclass(frozen=True)
+class UnitsRecipe:
+    """Which units are kept, and how they are named."""
+
+    id_column: str = "id"
+    "Column that names a unit; names must differ within a session."
+    quality_column: str = "quality"
+    "Column stored as the unit's quality, where the file has it."
+    region: list[str] = field(default_factory=lambda: ["electrodes", "electrode_group", "location"])
+    "Where to look for the brain region, first answer wins: `electrodes`, `electrode_group`, or a column of the units."
+    region_map: dict[str, str] = field(default_factory=dict)
+    "Regular expression -> region; the first expression found in the file's text renames it."
+    keep: list[Condition] = field(default_factory=list)
+    "Conditions on unit columns; a unit that fails one is left out."
+    min_spikes: int = 0
+    "Units with fewer spikes are left out; 0 keeps silent ones too."
+
+
+@dataclass(frozen=True)
+class SignalRecipe:
+    """One behaviour series, read or derived."""
+
+    path: list[str] = field(default_factory=list)
+    "Places to look in, first hit wins: a full path (processing/behavior/Velocity/cursor_vel) or its last parts."
+    columns: list[int] = field(default_factory=list)
+    "Columns taken, in this order, counted from 0; empty takes all."
+    unit: str = ""
+    "Unit of measure handed on (cm/s); the values are converted to it. Empty: as the file has it."
+    stated_unit: str = ""
+    "Unit of measure to believe instead of the file's attribute, where that is wrong or missing."
+    derive_from: str = ""
+    "Signal whose rate of change this one is, taken when no place of `path` exists."
+    hz: float = 0.0
+    "Rate to resample to, stretch by stretch, in Hz; 0 keeps the file's own samples."
+    gap: float = 1.5
+    "A pause longer than this many median sample intervals ends a stretch; nothing is computed across it."
+    required: bool = True
+    "Whether a file without it is refused; else the session simply lacks it."
+    plausible: list[float] = field(default_factory=list)
+    "[low, high] for the 99.9 percentile of the norm, in `unit`; outside, the file is refused. Empty: no check."
+
+
+@dataclass(frozen=True)
+class TrialsRecipe:
+    """Which trials there are, and which of them are good."""
+
+    table: str = "trials"
+    "Name of the table under intervals/; empty means no trials. A file without it has none."
+    start: Moment = field(default_factory=Moment)
+    "Where a trial starts."
+    stop: Moment = field(default_factory=lambda: Moment("stop_time"))
+    "Where a trial stops."
+    last_trial_s: float = 1.0
+    "Where a Moment asks for the next trial and there is none: seconds after the file's own stop_time."
+    valid: list[Condition] = field(default_factory=list)
+    "Conditions a good trial meets; only good trials are drawn into validation and test."
+    factors: dict[str, float] = field(default_factory=dict)
+    "Column -> factor it is multiplied with first (0.001 for a column in ms)."
+
+
+@dataclass(frozen=True)
+class PhaseRecipe:
+    """A named part of every trial."""
+
+    start: Moment = field(default_factory=Moment)
+    "Where it starts."
+    stop: Moment = field(default_factory=lambda: Moment("stop_time"))
+    "Where it stops; a trial where start or stop is missing has no such phase."
+    trials: str = "valid"
+    "Which trials have it: valid, invalid or all."
+    optional: bool = False
+    "Whether a file that lacks the columns is read without this phase; else it is refused."
+
+
+@dataclass(frozen=True)
+class OutlierRecipe:
+    """Samples nobody should learn from; they become the phase `outlier`, which outranks all others."""
+
+    signal: str = ""
+    "Signal the rule looks at."
+    derivative: int = 0
+    "How often it is differentiated first (1 makes an acceleration of a velocity)."
+    norm_above: float | None = None
+    "Samples whose norm over columns exceeds this are outliers, in the signal's unit per s^derivative."
+    any_above: float | None = None
+    "Samples with any |column| beyond this are outliers, same unit."
+    dilate: int = 0
+    "Width in samples by which each run grows in all, half on either side."
+    erode: int = 0
+    "Width in samples by which each run then shrinks in all."
+
+
+@dataclass(frozen=True)
+class StillRecipe:
+    """Rest, left out of the domain."""
+
+    signal: str = ""
+    "Signal that tells rest (a speed); empty means that rest stays in."
+    below: float = 0.0
+    "Norm below which the animal is at rest, in the signal's unit."
+    longer_than_s: float = 10.0
+    "Rest shorter than this many seconds stays in."
+
+
+@dataclass(frozen=True)
+class DomainRecipe:
+    """Where recording and behaviour are real and contiguous."""
+
+    observed: bool = True
+    "Whether to keep to the obs_intervals that all units share, where the file has them."
+    signals: list[str] = field(default_factory=list)
+    "Signals that must be there without a gap; empty means the first signal of the recipe."
+    epochs_table: str = ""
+    "Table of epochs to keep to, under intervals/; empty means no such limit."
+    epochs: list[Condition] = field(default_factory=list)
+    "Conditions an epoch of that table meets."
+    still: StillRecipe = field(default_factory=StillRecipe)
+    "Rest to leave out."
+    min_s: float = 1.0
+    "Shorter stretches, of the domain and of a split, are dropped, seconds (the window is the shortest useful one)."
+
+
+@dataclass(frozen=True)
+class SplitsRecipe:
+    """How a session is cut into train, valid and test."""
+
+    by: str = "blocks"
+    "`trial`: whole trials are drawn; `blocks`: equal blocks of time; `column`: as a trial column says."
+    train: float = 0.7
+    "Share of trials or blocks."
+    valid: float = 0.1
+    "Share of trials or blocks."
+    test: float = 0.2
+    "Share of trials or blocks."
+    blocks: int = 20
+    "Number of equal blocks the domain is cut into, for `by: blocks`."
+    column: str = ""
+    "Trial column that names the split, for `by: column`."
+    values: dict[str, list[str]] = field(default_factory=dict)
+    "Split -> values of that column. A split that is not named is drawn out of train by its share."
+    rest: str = "train"
+    "What becomes of time outside the drawn trials: `train`, or `drop`."
+    seed: int = 42
+    "Seed of the draw."
+    guard_s: float = 1.0
+    "Seconds kept free between any two splits; valid yields to test, train to both."
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that differs between dandisets, and nothing else."""
+
+    name: str = ""
+    "Name of the group its sessions belong to; starts every session id."
+    description: str = ""
+    "One sentence for people."
+    dandiset: str = ""
+    "DANDI identifier (000688), where it has one."
+    version: str = ""
+    "Pinned version of the dandiset."
+    paradigm: str = ""
+    "Task of the animal, as a short name."
+    subject: str = ""
+    "Subject to state where the file names none."
+    session: str = "session_id"
+    "What names a session: `session_id` (identifier where blank), `identifier`, or `file`."
+    units: UnitsRecipe = field(default_factory=UnitsRecipe)
+    "Which units, and their regions."
+    signals: dict[str, SignalRecipe] = field(default_factory=dict)
+    "Name -> series; the first is the primary one. Empty: sessions of spikes only."
+    repairs: list[str] = field(default_factory=list)
+    "Named mends of data_prep/repairs.py, in order."
+    trials: TrialsRecipe = field(default_factory=TrialsRecipe)
+    "The trial table."
+    phases: dict[str, PhaseRecipe] = field(default_factory=dict)
+    "Name -> part of a trial, in rising precedence where they overlap. Time in no phase is called `random`."
+    outliers: list[OutlierRecipe] = field(default_factory=list)
+    "Rules that mark outliers."
+    domain: DomainRecipe = field(default_factory=DomainRecipe)
+    "Where data count at all."
+    splits: SplitsRecipe = field(default_factory=SplitsRecipe)
+    "Train, valid and test."
+    loss_weights: dict[str, float] = field(default_factory=dict)
+    "Phase -> weight of its samples in the loss (1 if absent); `random` and `outlier` may be named."
+    eval_phases: list[str] = field(default_factory=list)
+    "Phases on which decoding is judged; empty means everywhere."
+    target_scale: dict[str, float] = field(default_factory=dict)
+    "Signal -> divisor the literature uses for targets, in the signal's unit."
+    min_train_s: float = 30.0
+    "A session with less training time is refused, seconds."
+
+    def hash(self) -> str:
+        """16 hex digits that change whenever the recipe would make other sessions."""
+        content = {key: value for key, value in asdict(self).items() if key != "description"}
+        text = json.dumps([FORMAT, content], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raise RecipeError for what no file could mend: a name that is not declared, an impossible number."""
+    where = f"recipe {recipe.name or '(unnamed)'}"
+    if not recipe.name or "/" in recipe.name:
+        raise RecipeError(where, f"name is {recipe.name!r}", "give it a name without '/'")
+    for name in (*recipe.signals, *recipe.phases):
+        if not re.fullmatch(r"[A-Za-z]\w*", name) or name in ("random", "outlier"):
+            raise RecipeError(where, f"{name!r} is no name for a signal or phase",
+                              "use letters, digits and _; random and outlier are taken")
+    signals, phases = set(recipe.signals), {*recipe.phases, "random", "outlier"}
+    named = [("outliers.signal", rule.signal, signals) for rule in recipe.outliers]
+    named += [("domain.signals", name, signals) for name in recipe.domain.signals]
+    named += [("domain.still.signal", recipe.domain.still.signal, signals | {""})]
+    named += [("target_scale", name, signals) for name in recipe.target_scale]
+    named += [("loss_weights", name, phases) for name in recipe.loss_weights]
+    named += [("eval_phases", name, phases) for name in recipe.eval_phases]
+    named += [(f"phases.{name}.trials", p.trials, {"valid", "invalid", "all"}) for name, p in recipe.phases.items()]
+    named += [("splits.by", recipe.splits.by, {"trial", "blocks", "column"})]
+    named += [("splits.rest", recipe.splits.rest, {"train", "drop"})]
+    named += [("splits.values", name, {"train", "valid", "test"}) for name in recipe.splits.values]
+    named += [("session", recipe.session, {"session_id", "identifier", "file"})]
+    for key, value, known in named:
+        if value not in known:
+            raise RecipeError(where, f"{key} names {value!r}", f"choose from {', '.join(sorted(known)) or 'nothing'}")
+    for name in recipe.signals:
+        _check_signal(where, name, recipe.signals)
+    _check_numbers(where, recipe)
+
+
+def _check_signal(where: str, name: str, signals: dict[str, SignalRecipe]) -> None:
+    signal, chain = signals[name], [name]
+    if not signal.path and not signal.derive_from:
+        raise RecipeError(where, f"signals.{name} has neither path nor derive_from", "give one of them")
+    if len(signal.plausible) not in (0, 2):
+        raise RecipeError(where, f"signals.{name}.plausible has {len(signal.plausible)} numbers", "give [low, high]")
+    if not signal.gap > 1:
+        raise RecipeError(where, f"signals.{name}.gap is {signal.gap:g}", "give more than 1 median sample interval")
+    while signal.derive_from:
+        if signal.derive_from not in signals:
+            raise RecipeError(where, f"signals.{chain[-1]} derives from {signal.derive_from!r}",
+                              f"declare it, or choose from {', '.join(sorted(signals))}")
+        if signal.derive_from in chain:
+            raise RecipeError(where, f"signals.{name} derives from itself", "break the circle")
+        chain.append(signal.derive_from)
+        signal = signals[signal.derive_from]
+
+
+def _check_numbers(where: str, recipe: Recipe) -> None:
+    splits = recipe.splits
+    shares = (splits.train, splits.valid, splits.test)
+    if min(shares) < 0 or splits.train <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise RecipeError(where, f"splits are {shares[0]:g} + {shares[1]:g} + {shares[2]:g}", "let them add up to 1")
+    if splits.by == "column" and not splits.column:
+        raise RecipeError(where, "splits.by is column, splits.column is empty", "name the trial column")
+    if splits.blocks < 1 or splits.guard_s < 0 or recipe.domain.min_s < 0:
+        raise RecipeError(where, "splits.blocks, splits.guard_s or domain.min_s is too small",
+                          "give blocks >= 1, seconds >= 0")
+    for rule in recipe.outliers:
+        if rule.norm_above is None and rule.any_above is None:
+            raise RecipeError(where, f"an outlier rule for {rule.signal} has no limit",
+                              "give norm_above or any_above")

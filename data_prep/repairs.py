@@ -1,0 +1,135 @@
+"""Named mends for faults of published files; a recipe lists them, and each says in a note what it changed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from data_prep.errors import RecipeError, SessionError
+from data_prep.recording import Recording, Series
+
+PAUSE_S = 60.0  # seconds put between the blocks of a recording whose clock was reset
+
+
+def sort_timestamps(recording: Recording) -> Recording:
+    """Samples of every series in order of time; equal times keep their order."""
+    series, notes = {}, []
+    for name, one in recording.series.items():
+        order = np.argsort(one.time, kind="stable")
+        moved = int(np.sum(order != np.arange(len(order))))
+        series[name] = replace(one, time=one.time[order], value=one.value[order]) if moved else one
+        notes += [f"{name}: {moved} samples put in order of time"] if moved else []
+    return replace(recording, series=series, notes=(*recording.notes, *notes))
+
+
+def drop_repeated_timestamps(recording: Recording) -> Recording:
+    """The first of samples with one and the same time; they must be in order already."""
+    series, notes = {}, []
+    for name, one in recording.series.items():
+        keep = np.append(True, np.diff(one.time) != 0)[: len(one.time)]
+        series[name] = one if keep.all() else replace(one, time=one.time[keep], value=one.value[keep])
+        notes += [] if keep.all() else [f"{name}: {int(np.sum(~keep))} samples with a repeated time dropped"]
+    return replace(recording, series=series, notes=(*recording.notes, *notes))
+
+
+def drop_overlapping_trials(recording: Recording) -> Recording:
+    """Trials that begin before an earlier one has ended; run `clock_reset` first where the clock starts anew."""
+    table = recording.tables.get("trials")
+    if not table:
+        return recording
+    keep, end = np.ones(len(table["start_time"]), dtype=bool), -np.inf
+    for row, (start, stop) in enumerate(zip(table["start_time"], table["stop_time"])):
+        keep[row] = not start < end
+        end = max(end, stop) if keep[row] and np.isfinite(stop) else end
+    if keep.all():
+        return recording
+    trials = {name: values[keep] for name, values in table.items()}
+    note = f"{int(np.sum(~keep))} trials that overlap an earlier one dropped"
+    return replace(recording, tables={**recording.tables, "trials": trials}, notes=(*recording.notes, note))
+
+
+def clock_reset(recording: Recording) -> Recording:
+    """Blocks after a reset of the clock moved to 60 s after the block before, in spikes, series and trials alike.
+
+    A reset shows in the trials: one starts before the one above it ended. A unit whose spike times do not fall back
+    as often is dropped, as nobody can say which block its spikes belong to; a series that does not is refused.
+    """
+    table = recording.tables.get("trials", {})
+    if len(table.get("start_time", ())) < 2:
+        return recording
+    trial_block = np.append(0, np.cumsum(table["start_time"][1:] < table["stop_time"][:-1]))
+    resets = int(trial_block[-1])
+    if resets == 0:
+        return recording
+    series_block = {name: _blocks(recording.name, name, one, resets) for name, one in recording.series.items()}
+    ends = np.cumsum(recording.spike_count)
+    per_unit = [_falls(recording.spike_time[end - count:end]) for end, count in zip(ends, recording.spike_count)]
+    keep = np.array([len(block) == 0 or block[-1] == resets for block in per_unit], dtype=bool)
+    spike_keep = np.repeat(keep, recording.spike_count)
+    time = recording.spike_time[spike_keep]
+    block = np.concatenate([np.zeros(0, np.int64), *(b for b, kept in zip(per_unit, keep) if kept)])
+
+    seen = [(time, block)] + [(one.time, series_block[name]) for name, one in recording.series.items()]
+    shift = _shifts([*seen, (table["start_time"], trial_block), (table["stop_time"], trial_block)], resets)
+    trials = {name: values + shift[trial_block] if name.endswith("_time") and values.dtype.kind == "f" else values
+              for name, values in table.items()}
+    series = {name: replace(one, time=one.time + shift[series_block[name]]) for name, one in recording.series.items()}
+    note = f"clock reset {resets} times: later blocks moved to {PAUSE_S:g} s after the one before"
+    dropped = f"{int(np.sum(~keep))} units without matching resets dropped"
+    return replace(
+        recording, spike_time=time + shift[block], spike_count=recording.spike_count[keep], series=series,
+        unit_columns={name: values[keep] for name, values in recording.unit_columns.items()},
+        region=tuple(region for region, kept in zip(recording.region, keep) if kept),
+        observed=_observed(recording, keep, shift, resets), tables={**recording.tables, "trials": trials},
+        notes=(*recording.notes, note, *([] if keep.all() else [dropped])))
+
+
+def _falls(time: np.ndarray) -> np.ndarray:
+    """Block (n,) of each time: how often the clock fell back before it."""
+    return np.append(0, np.cumsum(np.diff(time) < 0))[: len(time)]
+
+
+def _blocks(where: str, name: str, one: Series, resets: int) -> np.ndarray:
+    block = _falls(one.time)
+    if len(block) and block[-1] != resets:
+        raise SessionError(where, f"the trials show {resets} clock resets, the times of {name} {block[-1]}",
+                           "leave this file out, or write a repair for it")
+    return block
+
+
+def _shifts(seen: list[tuple[np.ndarray, np.ndarray]], resets: int) -> np.ndarray:
+    """Seconds (resets + 1,) to add to each block, from every clock there is: (times, their blocks)."""
+    shift, end = np.zeros(resets + 1), -np.inf
+    for k in range(resets + 1):
+        times = np.concatenate([time[block == k] for time, block in seen])
+        times = times[np.isfinite(times)]
+        if k and len(times):
+            shift[k] = end + PAUSE_S - np.min(times)
+        end = max(end, np.max(times) + shift[k]) if len(times) else end
+    return shift
+
+
+def _observed(recording: Recording, keep: np.ndarray, shift: np.ndarray, resets: int) -> tuple[np.ndarray, ...]:
+    """Observation intervals on the new clock; none at all where a unit's do not show the resets."""
+    kept = [rows for rows, unit_kept in zip(recording.observed, keep) if unit_kept]
+    blocks = [_falls(rows[:, 0]) for rows in kept]
+    if any(len(block) and block[-1] != resets for block in blocks):
+        return ()
+    return tuple(rows + shift[block][:, None] for rows, block in zip(kept, blocks))
+
+
+REPAIRS: dict[str, Callable[[Recording], Recording]] = {
+    "sort_timestamps": sort_timestamps,
+    "drop_repeated_timestamps": drop_repeated_timestamps,
+    "drop_overlapping_trials": drop_overlapping_trials,
+    "clock_reset": clock_reset,
+}
+
+
+def repair(recording: Recording, names: list[str]) -> Recording:
+    """The recording after the named mends, in order; raises RecipeError for a name that is not one."""
+    for name in names:
+        if name not in REPAIRS:
+            raise RecipeError("repairs", f"no repair is called {name!r}", f"choose from {', '.join(REPAIRS)}")
+        recording = REPAIRS[name](recording)
+    return recording

@@ -1,0 +1,102 @@
+"""Sampled behaviour: contiguous stretches, rates of change, resampling, outliers; nothing is ever computed across a gap."""
+
+import numpy as np
+
+from data_prep.recipe import OutlierRecipe
+from data_prep.session import Intervals
+
+
+def sample_interval(time: np.ndarray) -> float:
+    """Median distance of samples in seconds; 0 where there are fewer than two."""
+    return float(np.median(np.diff(time))) if len(time) > 1 else 0.0
+
+
+def stretches(time: np.ndarray, gap: float) -> np.ndarray:
+    """Contiguous stretches as index pairs (n, 2), half-open: a pause of more than `gap` median intervals ends one."""
+    if len(time) == 0:
+        return np.zeros((0, 2), dtype=np.int64)
+    breaks = np.flatnonzero(np.diff(time) > gap * sample_interval(time)) + 1
+    edges = np.concatenate([[0], breaks, [len(time)]])
+    return np.stack([edges[:-1], edges[1:]], axis=1)
+
+
+def covered(time: np.ndarray, gap: float) -> Intervals:
+    """Where the samples are contiguous; every sample stands for one sample interval around it."""
+    bounds, half = stretches(time, gap), sample_interval(time) / 2
+    return Intervals.of(zip(time[bounds[:, 0]] - half, time[bounds[:, 1] - 1] + half)) if len(bounds) else Intervals.of([])
+
+
+def differentiate(time: np.ndarray, value: np.ndarray, gap: float) -> np.ndarray:
+    """Central differences (N, K) per second within each stretch, one-sided at its ends; NaN where a sample is alone."""
+    rate = np.full(value.shape, np.nan)
+    for first, last in stretches(time, gap):
+        if last - first > 1:
+            rate[first:last] = np.gradient(value[first:last], time[first:last], axis=0)
+    return rate
+
+
+def resample(time: np.ndarray, value: np.ndarray, hz: float, gap: float) -> tuple[np.ndarray, np.ndarray]:
+    """Samples at `hz`, stretch by stretch, starting at its first sample: time (M,), value (M, K).
+
+    Going down, a sample is the mean of what lies within half a new interval around it, so that nothing is aliased;
+    going up, it lies on the line between its neighbours. Missing values make missing values.
+    """
+    times, values = [np.zeros(0)], [np.zeros((0, value.shape[1]))]
+    down = sample_interval(time) * hz < 1
+    for first, last in stretches(time, gap):
+        t, v = time[first:last], value[first:last]
+        grid = t[0] + np.arange(np.floor((t[-1] - t[0]) * hz + 1e-6) + 1) / hz
+        if down:
+            low = np.searchsorted(t, grid - 0.5 / hz - 1e-9)
+            high = np.searchsorted(t, grid + 0.5 / hz - 1e-9)
+            total = np.concatenate([np.zeros((1, v.shape[1])), np.cumsum(np.nan_to_num(v), axis=0)])
+            holes = np.concatenate([np.zeros((1, v.shape[1])), np.cumsum(~np.isfinite(v), axis=0)])
+            count = np.maximum(high - low, 1)[:, None]
+            new = np.where((holes[high] - holes[low] > 0) | (high == low)[:, None], np.nan,
+                           (total[high] - total[low]) / count)
+        else:
+            new = np.stack([np.interp(grid, t, column) for column in v.T], axis=1)
+        times.append(grid)
+        values.append(new)
+    return np.concatenate(times), np.concatenate(values)
+
+
+def grown(mask: np.ndarray, width: int) -> np.ndarray:
+    """Mask (N,) with every run `width` samples longer in all, the larger half before it where `width` is odd."""
+    if width <= 0 or not mask.any():
+        return mask.copy()
+    total = np.concatenate([[0], np.cumsum(mask)])
+    index = np.arange(len(mask))
+    low = np.maximum(index - width // 2, 0)
+    high = np.minimum(index + (width - width // 2) + 1, len(mask))
+    return total[high] > total[low]
+
+
+def outliers(rule: OutlierRecipe, time: np.ndarray, value: np.ndarray, gap: float) -> np.ndarray:
+    """Boolean mask (N,) of the samples the rule condemns; missing samples are not outliers but missing."""
+    for _ in range(rule.derivative):
+        value = differentiate(time, value, gap)
+    size = np.nan_to_num(np.abs(value.astype(np.float64)))
+    mask = np.zeros(len(time), dtype=bool)
+    if rule.norm_above is not None:
+        mask |= np.sqrt(np.sum(size**2, axis=1)) > rule.norm_above
+    if rule.any_above is not None:
+        mask |= np.max(size, axis=1) > rule.any_above
+    return ~grown(~grown(mask, rule.dilate), rule.erode)
+
+
+def marked(time: np.ndarray, mask: np.ndarray, gap: float) -> Intervals:
+    """Intervals that hold exactly the marked samples (N,): from the first of a run to the sample after it, or to one
+    sample interval after its last, whichever comes first."""
+    step, index = sample_interval(time) or 1e-6, np.flatnonzero(mask)
+    if len(index) == 0:
+        return Intervals.of([])
+    breaks = np.flatnonzero((np.diff(index) > 1) | (np.diff(time[index]) > gap * step)) + 1
+    first, last = index[np.concatenate([[0], breaks])], index[np.append(breaks, len(index)) - 1]
+    return Intervals.of(zip(time[first], np.minimum(np.append(time, np.inf)[last + 1], time[last] + step)))
+
+
+def at_rest(time: np.ndarray, value: np.ndarray, gap: float, below: float, longer_than_s: float) -> Intervals:
+    """Where the norm of value (N, K) stays under `below` for longer than `longer_than_s` seconds."""
+    calm = marked(time, np.sqrt(np.sum(value.astype(np.float64) ** 2, axis=1)) < below, gap)
+    return Intervals.of((start, stop) for start, stop in calm if stop - start > longer_than_s)

@@ -1,0 +1,102 @@
+"""Domain and trials -> train, valid and test: disjoint, seeded, with guard bands between them."""
+
+import numpy as np
+
+from data_prep.errors import SessionError
+from data_prep.recipe import SplitsRecipe
+from data_prep.session import SPLITS, Intervals
+from data_prep.trials import Trials, column
+
+
+def split_domain(where: str, recipe: SplitsRecipe, domain: Intervals, trials: Trials, min_s: float) -> dict[str, Intervals]:
+    """train, valid and test inside the domain, any two of them at least `guard_s` apart; pieces under `min_s` dropped.
+
+    Raises SessionError where there is too little to split.
+    """
+    if recipe.by == "blocks":
+        drawn = _by_blocks(where, recipe, domain)
+    else:
+        drawn = _by_trial(where, recipe, domain, trials)
+    splits, taken = {}, Intervals.of([])
+    for name in reversed(SPLITS):  # test keeps all it drew, valid yields to test, train to both
+        free = drawn[name].intersection(domain).difference(taken.dilated(recipe.guard_s))
+        taken = Intervals.of([*taken, *drawn[name]]).merged()
+        splits[name] = rounded(free, min_s)
+    return {name: splits[name] for name in SPLITS}
+
+
+def rounded(intervals: Intervals, min_s: float) -> Intervals:
+    """Intervals with ends on whole microseconds, the grain of shards, and without those shorter than `min_s` seconds."""
+    start, stop = np.ceil(intervals.start * 1e6 - 1e-3) / 1e6, np.floor(intervals.stop * 1e6 + 1e-3) / 1e6
+    kept = np.round((stop - start) * 1e6) >= max(1, round(min_s * 1e6))
+    return Intervals.of(zip(start[kept], stop[kept]))
+
+
+def sizes(count: int, shares: tuple[float, ...]) -> list[int]:
+    """How many of `count` go to each share: rounded, the remainder to the largest, none of them empty if that can be."""
+    out = [round(count * share) for share in shares]
+    out[int(np.argmax(out))] += count - sum(out)
+    for k, share in enumerate(shares):
+        if share > 0 and out[k] == 0 and max(out) > 1:
+            out[int(np.argmax(out))] -= 1
+            out[k] = 1
+    return out
+
+
+def blocks(domain: Intervals, count: int) -> list[Intervals]:
+    """The domain cut into `count` parts of equal summed duration, in order of time; a part may span gaps."""
+    whole = domain.merged()
+    laid = np.concatenate([[0.0], np.cumsum(whole.stop - whole.start)])  # the domain end to end, without its gaps
+    cuts = np.linspace(0.0, laid[-1], count + 1)
+    parts = []
+    for low, high in zip(cuts[:-1], cuts[1:]):
+        first, last = np.searchsorted(laid, low, "right") - 1, np.searchsorted(laid, high, "left")
+        shift = whole.start[first:last] - laid[first:last]
+        parts.append(Intervals.of(zip(np.maximum(low, laid[first:last]) + shift,
+                                      np.minimum(high, laid[first + 1:last + 1]) + shift)))
+    return parts
+
+
+def _by_blocks(where: str, recipe: SplitsRecipe, domain: Intervals) -> dict[str, Intervals]:
+    parts = blocks(domain, recipe.blocks)
+    order = np.random.default_rng(recipe.seed).permutation(len(parts))
+    return _deal(where, recipe, order, parts, "blocks")
+
+
+def _deal(where: str, recipe: SplitsRecipe, order: np.ndarray, parts: list[Intervals], what: str) -> dict[str, Intervals]:
+    shares = tuple(getattr(recipe, name) for name in SPLITS)
+    if len(order) < sum(share > 0 for share in shares):
+        raise SessionError(where, f"{len(order)} usable {what} to share between {sum(s > 0 for s in shares)} splits",
+                           "split it by blocks of time (splits.by=blocks)" if what == "trials" else "raise splits.blocks")
+    ends = np.cumsum(sizes(len(order), shares))
+    dealt = zip(SPLITS, np.split(order, ends[:-1]))
+    return {name: Intervals.of(pair for k in part for pair in parts[k]) for name, part in dealt}
+
+
+def _by_trial(where: str, recipe: SplitsRecipe, domain: Intervals, trials: Trials) -> dict[str, Intervals]:
+    parts = [Intervals.of([pair]).intersection(domain) for pair in zip(trials.start, trials.stop)]
+    inside = np.array([len(part) > 0 for part in parts], dtype=bool)
+    usable = np.flatnonzero(inside & trials.valid)
+    if recipe.by == "column":
+        drawn = _by_column(where, recipe, trials, usable, parts)
+    else:
+        order = np.random.default_rng(recipe.seed).permutation(usable)
+        drawn = _deal(where, recipe, order, parts, "trials")
+    if recipe.rest == "train":
+        drawn["train"] = domain.difference(Intervals.of([*drawn["valid"], *drawn["test"]]))
+    return drawn
+
+
+def _by_column(where, recipe: SplitsRecipe, trials: Trials, usable: np.ndarray, parts) -> dict[str, Intervals]:
+    values = column(where, trials.columns, recipe.column).astype(str)
+    chosen = {name: [k for k in usable if values[k] in recipe.values.get(name, ())] for name in SPLITS}
+    if not chosen["train"]:
+        raise SessionError(where, f"no trial has {recipe.column} in {recipe.values.get('train', [])}",
+                           f"the column holds {', '.join(sorted(set(values.tolist()))[:5])}")
+    unnamed = [name for name in SPLITS if name not in recipe.values]
+    shares = tuple(getattr(recipe, name) for name in ("train", *unnamed))
+    order = np.random.default_rng(recipe.seed).permutation(chosen["train"])
+    ends = np.cumsum(sizes(len(order), tuple(share / sum(shares) for share in shares)))
+    for name, part in zip(("train", *unnamed), np.split(order, ends[:-1])):
+        chosen[name] = part
+    return {name: Intervals.of(pair for k in chosen[name] for pair in parts[k]) for name in SPLITS}

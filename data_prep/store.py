@@ -1,0 +1,168 @@
+"""Session <-> one HDF5 file: written under a hidden name and renamed when whole, read without pickle."""
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+import h5py
+import numpy as np
+
+from data_prep.errors import SessionError
+from data_prep.session import Intervals, Session, Signal, Spikes, Units
+
+FORMAT = 1
+SUFFIX = ".h5"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a stored session says of itself without its arrays being read."""
+
+    path: Path
+    id: str
+    units: int
+    spikes: int
+    seconds: float  # of its domain
+    provenance: dict[str, str]
+
+
+def session_path(session_id: str, folder: Path) -> Path:
+    """Where a session of that id is stored; the name cannot leave the folder."""
+    return Path(folder) / (re.sub(r"[^A-Za-z0-9._+-]", "-", session_id.replace("/", "__")).lstrip(".-") + SUFFIX)
+
+
+def list_sessions(folder: Path) -> list[Path]:
+    """Stored sessions of a folder, by name; half-written ones have a hidden name and are not among them."""
+    return sorted(path for path in Path(folder).glob(f"*{SUFFIX}") if not path.name.startswith("."))
+
+
+def save_session(session: Session, folder: Path) -> Path:
+    """Store a session whole or not at all; raises SessionError where it cannot be written or another file's
+    session has the same id."""
+    path = session_path(session.id, folder)
+    with atomic(path, session.id, check=lambda: _refuse_namesake(path, session)) as stream:
+        with h5py.File(stream, "w") as file:
+            _write(file, session)
+    return path
+
+
+@contextlib.contextmanager
+def atomic(path: Path, where: str, check: Callable[[], None] = lambda: None) -> Iterator[IO[bytes]]:
+    """A stream that becomes `path` when the block ends well and leaves nothing when it does not.
+
+    `check` runs just before that and may raise. A `path` that comes into being between the two is checked again.
+    """
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(hidden, "w+b") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        fresh = not path.exists()
+        check()
+        if not (fresh and _linked(hidden, path)):
+            check()
+            os.replace(hidden, path)
+    except (OSError, RuntimeError) as error:  # h5py turns some failed writes into RuntimeError
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise SessionError(where, f"cannot be written to {path.parent} ({reason})",
+                           "make room there, or choose another output") from error
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def _linked(hidden: Path, path: Path) -> bool:
+    """Give the file its name unless another process was faster; False also where there are no hard links."""
+    try:
+        os.link(hidden, path)
+    except OSError:
+        return False
+    return True
+
+
+def _refuse_namesake(path: Path, session: Session) -> None:
+    """Two files must not claim one id; the same file, or an equal one under another name, may replace itself."""
+    if not path.exists():
+        return
+    try:
+        other, own = describe(path).provenance, session.provenance
+    except SessionError:
+        return  # not a session that could be read: replacing it loses nothing
+    if other.get("file") != own.get("file") and other.get("sha256") != own.get("sha256"):
+        raise SessionError(session.id, f"already stored from {other.get('file')}",
+                           f"name sessions apart (session: file in the recipe), or remove {path.name}")
+
+
+def _write(file: h5py.File, session: Session) -> None:
+    arrays = {"spikes/time": session.spikes.time, "spikes/unit": session.spikes.unit}
+    for name, signal in session.signals.items():
+        arrays |= {f"signals/{name}/{part}": getattr(signal, part) for part in ("time", "value", "valid")}
+    intervals = {"trials": session.trials, "domain": session.domain,
+                 **{f"splits/{name}": split for name, split in session.splits.items()},
+                 **{f"phases/{name}": phase for name, phase in session.phases.items()}}
+    arrays |= {name: np.stack([part.start, part.stop]) for name, part in intervals.items()}
+    arrays |= {f"trial_columns/{k}": values for k, values in enumerate(session.trial_columns.values())}
+    for name, values in arrays.items():
+        file[name] = np.char.encode(values, "utf-8") if values.dtype.kind == "U" else values
+    header = {
+        "id": session.id, "dandiset": session.dandiset, "subject": session.subject, "paradigm": session.paradigm,
+        "units": asdict(session.units),
+        "signals": {name: [s.unit_of_measure, s.derived_from] for name, s in session.signals.items()},
+        "trial_columns": list(session.trial_columns), "phases": list(session.phases), "splits": list(session.splits),
+        "loss_weights": session.loss_weights, "eval_phases": session.eval_phases,
+        "target_scale": session.target_scale, "provenance": session.provenance,
+        "totals": {"units": len(session.units), "spikes": len(session.spikes.time), "seconds": session.domain.seconds},
+    }
+    file["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+    file.attrs["spikeloom_session"] = FORMAT
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[h5py.File, dict]]:
+    try:
+        with h5py.File(path, "r") as file:
+            version = file.attrs.get("spikeloom_session")
+            if version is None:
+                raise SessionError(path.name, "not a stored session", "run prepare again into an empty folder")
+            if version != FORMAT:
+                raise SessionError(path.name, f"stored in format {version}, this version reads {FORMAT}",
+                                   "run prepare again")
+            yield file, json.loads(file["header"][:].tobytes())
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "damaged or truncated"
+        raise SessionError(path.name, reason, "run prepare again") from error
+
+
+def describe(path: Path) -> Stored:
+    """Id, totals and provenance of a stored session; raises SessionError where it is damaged or of another format."""
+    with _opened(Path(path)) as (_, header):
+        totals = header["totals"]
+        return Stored(Path(path), header["id"], totals["units"], totals["spikes"], totals["seconds"], header["provenance"])
+
+
+def load_session(path: Path) -> Session:
+    """A stored session; raises SessionError where it is missing, damaged or of another format."""
+    with _opened(Path(path)) as (file, header):
+        def intervals(name: str) -> Intervals:
+            start, stop = file[name][:]
+            return Intervals(start, stop)
+
+        signals = {name: Signal(name, *(file[f"signals/{name}/{part}"][:] for part in ("time", "value")),
+                                unit, file[f"signals/{name}/valid"][:], derived)
+                   for name, (unit, derived) in header["signals"].items()}
+        columns = {name: file[f"trial_columns/{k}"][:] for k, name in enumerate(header["trial_columns"])}
+        return Session(
+            id=header["id"], dandiset=header["dandiset"], subject=header["subject"], paradigm=header["paradigm"],
+            units=Units(**{key: tuple(values) for key, values in header["units"].items()}),
+            spikes=Spikes(file["spikes/time"][:], file["spikes/unit"][:]), signals=signals,
+            trials=intervals("trials"), domain=intervals("domain"),
+            trial_columns={n: np.char.decode(v, "utf-8") if v.dtype.kind == "S" else v for n, v in columns.items()},
+            phases={name: intervals(f"phases/{name}") for name in header["phases"]},
+            splits={name: intervals(f"splits/{name}") for name in header["splits"]},
+            loss_weights=header["loss_weights"], eval_phases=tuple(header["eval_phases"]),
+            target_scale=header["target_scale"], provenance=header["provenance"])
