@@ -1,7 +1,7 @@
 """RunRecord -> figures: matplotlib drawings whose colours the page's style sheet can turn light or dark.
 
-Every model keeps one colour through all figures. The palette is Okabe and Ito's, told apart by colour-blind readers; the
-linear baseline is always orange, the truth always in the colour of the text.
+Every model keeps one colour through all figures. The palette is Okabe and Ito's, told apart by colour-blind readers;
+linear baselines are always orange, the truth always in the colour of the text.
 """
 
 import io
@@ -18,11 +18,13 @@ from matplotlib.figure import Figure
 from launch.record import Curve, RunRecord
 
 INK, MUTED, RULE = "#1b1f24", "#6a737d", "#d8dee4"
-BASELINE = "#d55e00"
-PALETTE = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#7b6fd0", "#8c6d31")
-VARIABLES = {INK: "--ink", MUTED: "--muted", RULE: "--rule", BASELINE: "--c-base"} | {
-    colour: f"--c{i}" for i, colour in enumerate(PALETTE)
-}
+BASELINES = ("#d55e00", "#e69f00")
+PALETTE = ("#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#7b6fd0", "#8c6d31")
+VARIABLES = (
+    {INK: "--ink", MUTED: "--muted", RULE: "--rule"}
+    | {colour: f"--b{i}" for i, colour in enumerate(BASELINES)}
+    | {colour: f"--c{i}" for i, colour in enumerate(PALETTE)}
+)
 STYLE = {
     "font.size": 9.5,
     "font.family": "DejaVu Sans",
@@ -70,9 +72,12 @@ def is_baseline(model: str) -> bool:
 
 
 def colours(names) -> dict[str, str]:
-    """One colour a name, in order; the linear baselines share theirs."""
-    learned = [name for name in names if not is_baseline(name)]
-    return {name: BASELINE for name in names} | {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(learned)}
+    """One colour a name, in order; the linear baselines have their own."""
+    out = {}
+    for wanted, palette in ((False, PALETTE), (True, BASELINES)):
+        kind = [name for name in names if is_baseline(name) == wanted]
+        out |= {name: palette[i % len(palette)] for i, name in enumerate(kind)}
+    return out
 
 
 def dimension_names(count: int) -> list[str]:
@@ -126,7 +131,12 @@ def draw_scores(record: RunRecord, colour: dict[str, str]) -> Drawing:
                 lowest = min(lowest, shown)
                 axes.barh(y, shown, height=0.82, color=colour[model], label=model if s == 0 else None)
                 axes.annotate(
-                    f"{score.r2:.3f}", (max(shown, 0), y), (4, 0), textcoords="offset points", va="center", color=INK
+                    f"{score.r2:.3f}" if np.isfinite(score.r2) else "–",
+                    (max(shown, 0), y),
+                    (4, 0),
+                    textcoords="offset points",
+                    va="center",
+                    color=INK,
                 )
         axes.set_yticks(
             [s * (len(models) + 0.9) + (len(models) - 1) / 2 for s in range(len(sessions))], sessions, color=INK
@@ -223,7 +233,7 @@ def draw_decoding(record: RunRecord, models: list[str], colour: dict[str, str]) 
     shown = {model: record.traces[session, model] for model in models if (session, model) in record.traces}
     first = next(iter(shown.values()))
     dims = min(first.target.shape[1], len(DIMENSIONS))
-    raster = record.raster
+    raster, unit = record.raster, record.results.unit_of_measure.get(session, "")
     heights = ([2.2] if raster else []) + [1.0] * dims
 
     def paint(figure: Figure) -> None:
@@ -235,7 +245,8 @@ def draw_decoding(record: RunRecord, models: list[str], colour: dict[str, str]) 
             for model, trace in shown.items():
                 _paint_trace(axes, trace.time - start, trace.value[:, k], stop - start, colour[model], 1.5)
             _paint_trace(axes, first.time - start, first.target[:, k], stop - start, INK, 1.1)
-            axes.set_ylabel(f"{names[k]}  ({record.results.unit_of_measure})")
+            axes.set_ylabel(f"{names[k]}  ({unit})" if unit else names[k])
+            _shade(axes, first.time[first.evaluated] - start, stop - start)
             axes.axhline(0, color=RULE, linewidth=0.6, zorder=0)
         grid[-1].set_xlim(0, stop - start)
         grid[-1].set_xlabel("seconds")
@@ -243,6 +254,18 @@ def draw_decoding(record: RunRecord, models: list[str], colour: dict[str, str]) 
 
     alt = f"{stop - start:.0f} s of test data of {session}: spikes of all units, true and decoded {record.results.signal}."
     return draw("decoding", alt, (8.6, 0.5 + 1.25 * sum(heights)), paint)
+
+
+def _shade(axes, time: np.ndarray, until: float) -> None:
+    """A tint behind the samples that are judged, `time` (n,) s, where they are not all there is."""
+    time = time[(time >= 0) & (time < until)]
+    if len(time) < 2:
+        return
+    step = np.median(np.diff(time))
+    breaks = np.flatnonzero(np.diff(time) > 3 * step)
+    for first, last in zip(time[np.append(0, breaks + 1)], time[np.append(breaks, -1)]):
+        if last - first < until - 2 * step:
+            axes.axvspan(first - step / 2, last + step / 2, color=RULE, alpha=0.45, linewidth=0, zorder=0)
 
 
 def _paint_raster(axes, time: np.ndarray, unit: np.ndarray) -> None:

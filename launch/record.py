@@ -33,7 +33,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Score:
-    """What one model reached on one session: `r2` is the mean over dimensions of `r2_per_dim`."""
+    """What one model reached on one session: `r2` is the mean over dimensions of `r2_per_dim`; NaN where undefined."""
 
     r2: float
     r2_per_dim: tuple[float, ...]
@@ -63,13 +63,14 @@ class Raster:
 
 @dataclass(frozen=True)
 class Results:
-    """Test scores by session, then by model; `mean` by model."""
+    """Test scores by session, then by model; `mean` by model; `unit_of_measure` by session."""
 
     split: str
     signal: str
-    unit_of_measure: str
+    unit_of_measure: dict[str, str]
     scores: dict[str, dict[str, Score]]
     mean: dict[str, float]
+    notes: tuple[str, ...] = ()
 
     @property
     def models(self) -> list[str]:
@@ -80,7 +81,7 @@ class Results:
 @dataclass(frozen=True)
 class RunRecord:
     folder: Path
-    config: str  # YAML text, "" where there is none
+    configs: dict[str, str]  # label -> YAML text of the run, and of the runs whose curves are shown
     provenance: dict[str, object]
     curves: dict[str, Curve]  # label -> metrics
     results: Results | None
@@ -97,19 +98,27 @@ def read_run(folder: Path | str, curves: dict[str, Path] | None = None) -> RunRe
     if not folder.is_dir():
         raise DataError(folder, "no such run folder", "give the folder that pretrain, finetune or evaluate wrote")
     paths = dict(curves) if curves is not None else {"training": folder / "metrics.csv"}
-    config = folder / "config.yaml"
     document = _read_json(folder / "results.json")
     results = _results(document, folder / "results.json") if document else None
     traces, raster = _predictions(folder / "predictions.npz", document) if document else ({}, None)
     return RunRecord(
         folder=folder,
-        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else "",
-        provenance=_read_json(folder / "provenance.json") or {},
+        configs=_configs({"": folder} | {label: Path(path).parent for label, path in paths.items()}),
+        provenance=_read_json(folder / "provenance.json") or (document or {}).get("provenance") or {},
         curves={label: curve for label, path in paths.items() if (curve := read_metrics(path))},
         results=results,
         traces=traces,
         raster=raster,
     )
+
+
+def _configs(folders: dict[str, Path]) -> dict[str, str]:
+    """The config.yaml of each folder, each file once."""
+    files = {folder / "config.yaml": label for label, folder in reversed(folders.items())}
+    told = {
+        label: path.read_text(encoding="utf-8", errors="replace") for path, label in files.items() if path.is_file()
+    }
+    return dict(reversed(told.items()))
 
 
 def read_metrics(path: Path | str) -> Curve | None:
@@ -150,20 +159,27 @@ def _results(document: dict, path: Path) -> Results:
         return Results(
             split=str(document["split"]),
             signal=str(document["signal"]),
-            unit_of_measure=str(document["unit_of_measure"]),
-            scores={
-                str(session): {
-                    str(model): Score(
-                        float(score["r2"]), tuple(float(r2) for r2 in score["r2_per_dim"]), int(score["samples"])
-                    )
-                    for model, score in entry["models"].items()
-                }
+            unit_of_measure={
+                str(session): str(entry.get("unit_of_measure", document["unit_of_measure"]))
                 for session, entry in document["sessions"].items()
             },
-            mean={str(model): float(r2) for model, r2 in document["mean"].items()},
+            scores={
+                str(session): {str(model): _score(score) for model, score in entry["models"].items()}
+                for session, entry in document["sessions"].items()
+            },
+            mean={str(model): _defined(r2) for model, r2 in document["mean"].items()},
+            notes=tuple(str(note) for note in document.get("notes", ())),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(path, f"a part is missing or malformed ({error!r})", "run `spikeloom evaluate` again") from None
+
+
+def _score(score: dict) -> Score:
+    return Score(_defined(score["r2"]), tuple(_defined(r2) for r2 in score["r2_per_dim"]), int(score["samples"]))
+
+
+def _defined(r2: float | None) -> float:
+    return np.nan if r2 is None else float(r2)  # JSON has no word for what is undefined but null
 
 
 def _predictions(path: Path, document: dict) -> tuple[dict[tuple[str, str], Trace], Raster | None]:

@@ -88,12 +88,14 @@ def write_report(run: Path | str, curves: dict[str, Path] | None = None, title: 
 
 def compare(results: Results) -> Comparison | None:
     """The learned model and the baseline with the highest means; None where one kind is missing."""
-    learned = [model for model in results.mean if not is_baseline(model)]
-    baselines = [model for model in results.mean if is_baseline(model)]
+    defined = [model for model, r2 in results.mean.items() if np.isfinite(r2)]
+    learned = [model for model in defined if not is_baseline(model)]
+    baselines = [model for model in defined if is_baseline(model)]
     if not learned or not baselines:
         return None
     model, baseline = (max(names, key=lambda name: results.mean[name]) for names in (learned, baselines))
     pairs = [(m[model].r2, m[baseline].r2) for m in results.scores.values() if model in m and baseline in m]
+    pairs = [pair for pair in pairs if np.isfinite(pair).all()]
     if not pairs:
         return None
     difference = np.array([a - b for a, b in pairs])
@@ -115,9 +117,10 @@ def headline(record: RunRecord, comparison: Comparison | None) -> tuple[str, str
         return _training_headline(record)
     what = f"{results.signal} on the {results.split} split"
     if comparison is None:
-        best = max(results.mean, key=lambda name: results.mean[name], default=None)
+        defined = {model: r2 for model, r2 in results.mean.items() if np.isfinite(r2)}
+        best = max(defined, key=lambda name: defined[name], default=None)
         if best is None:
-            return "No session was evaluated", "The results hold no score."
+            return "No score is defined", "No session has enough evaluated samples that vary."
         return f"{best} reaches a mean R² of {results.mean[best]:.3f}", f"Decoding {what}; nothing to compare it with."
     c = comparison
     verb = {True: "beats", False: "loses to"}[c.difference > 0] if abs(c.difference) >= DRAW else "equals"
@@ -165,7 +168,10 @@ def _tiles(record: RunRecord) -> list[tuple[str, str, str]]:
     """Figure, caption and model of the numbers under the headline; the model is empty where none is meant."""
     tiles = []
     if record.results:
-        tiles += [(f"{r2:.3f}", f"{model}, mean R²", model) for model, r2 in record.results.mean.items()]
+        tiles += [
+            (f"{r2:.3f}" if np.isfinite(r2) else "–", f"{model}, mean R²", model)
+            for model, r2 in record.results.mean.items()
+        ]
         tiles.append((f"{len(record.results.scores)}", "sessions evaluated", ""))
     seconds = windows = 0.0
     for curve in record.curves.values():
@@ -185,9 +191,7 @@ def _table(results: Results) -> dict:
     dims = max((len(score.r2_per_dim) for models in results.scores.values() for score in models.values()), default=0)
     return {
         "dimensions": dimension_names(dims),
-        "sessions": {
-            session: {model: scores for model, scores in models.items()} for session, models in results.scores.items()
-        },
+        "sessions": results.scores,
         "best": {
             session: max(models, key=lambda model: models[model].r2)
             for session, models in results.scores.items()

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.errors import DataError
-from launch.figures import BASELINE, VARIABLES, colours
+from launch.figures import BASELINES, VARIABLES, colours
 from launch.record import Results, Score, read_run
 from launch.report import compare, headline, write_report
 
-MODELS = ("POYO, full finetuning", "POYO, unit identification", "Wiener filter")
+MODELS = ("POYO, full finetuning", "POYO, unit identification", "Wiener filter", "Wiener filter (causal)")
 SESSIONS = ("synthetic/Cleo_CO-01", "synthetic/Cleo_CO-02")
 
 
@@ -48,7 +48,7 @@ def reaches(seconds, hz, random):
     return time, value
 
 
-def fake_run(folder, r2=(0.871, 0.812, 0.823), sessions=SESSIONS, models=MODELS):
+def fake_run(folder, r2=(0.871, 0.812, 0.823, 0.774), sessions=SESSIONS, models=MODELS):
     """A run folder with everything that pretrain, finetune and evaluate leave."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
@@ -65,7 +65,7 @@ def fake_run(folder, r2=(0.871, 0.812, 0.823), sessions=SESSIONS, models=MODELS)
             entry[model] = {"r2": float(np.mean(per_dim)), "r2_per_dim": per_dim, "samples": len(time)}
             i = len(document["predictions"])
             document["predictions"].append({"session": session, "model": model})
-            fields = {"time": time, "target": target, "value": value, "evaluated": np.ones(len(time), bool)}
+            fields = {"time": time, "target": target, "value": value, "evaluated": np.linalg.norm(target, axis=1) > 0.5}
             arrays |= {f"{i}/{name}": array for name, array in fields.items()}
         document["sessions"][session] = {"models": entry}
     for model in models:
@@ -169,8 +169,8 @@ def test_pngs_lie_beside_the_page(run, page):
 @pytest.mark.parametrize(
     "r2, words",
     [
-        ((0.871, 0.812, 0.823), "POYO, full finetuning beats the Wiener filter"),
-        ((0.671, 0.612, 0.823), "POYO, full finetuning loses to the Wiener filter"),
+        ((0.871, 0.812, 0.823, 0.774), "POYO, full finetuning beats the Wiener filter"),
+        ((0.671, 0.612, 0.823, 0.774), "POYO, full finetuning loses to the Wiener filter"),
     ],
 )
 def test_headline_says_who_wins(tmp_path, r2, words):
@@ -187,10 +187,21 @@ def test_wins_draws_and_losses_add_up(pairs):
         f"s{i}": {"POYO": Score(a, (a, a), 10), "Wiener filter": Score(b, (b, b), 10)} for i, (a, b) in enumerate(pairs)
     }
     mean = {name: float(np.mean([m[name].r2 for m in scores.values()])) for name in ("POYO", "Wiener filter")}
-    found = compare(Results("test", "cursor_vel", "cm/s", scores, mean))
+    found = compare(Results("test", "cursor_vel", {}, scores, mean))
     losses = sum(a - b <= -0.0005 for a, b in pairs)
     assert found.wins + found.draws + losses == found.sessions == len(pairs)
     assert np.isclose(found.difference, np.mean([a - b for a, b in pairs]))
+
+
+def test_undefined_scores_are_left_out_of_the_answer(tmp_path):
+    run = fake_run(tmp_path / "run")
+    document = json.loads((run / "results.json").read_text())
+    document["sessions"][SESSIONS[1]]["models"][MODELS[0]] = {"r2": None, "r2_per_dim": [None, 0.5], "samples": 3}
+    document["notes"] = ["one session is too short"]
+    (run / "results.json").write_text(json.dumps(document))
+    text = write_report(run).read_text()
+    assert "nan" not in "".join(Page(text).words).lower() and "one session is too short" in text
+    assert compare(read_run(run).results).sessions == 1
 
 
 def test_run_without_evaluation_tells_its_training(tmp_path):
@@ -220,7 +231,9 @@ def test_several_stages_appear_with_the_colours_of_their_models(tmp_path):
     text = write_report(run, curves=paths, title="Demo").read_text()
     assert all(label in text for label in stages) and "<title>Demo" in text
     shades = colours([*MODELS, *stages])
-    assert len(set(shades.values())) == 4 and shades["Wiener filter"] == BASELINE
+    assert len(set(shades.values())) == 5
+    assert (shades["Wiener filter"], shades["Wiener filter (causal)"]) == BASELINES
+    assert text.count("Resolved configuration") == 1
 
 
 def test_text_from_files_is_escaped(tmp_path):
