@@ -95,7 +95,7 @@ class Poyo(nn.Module):
         self.session = GrowingTable(len(sessions), config.width, std)
         self.kind = nn.Parameter(torch.randn(4, config.width) * std)  # spike, unit start, unit end; the fourth is unused
         self.latent = nn.Parameter(torch.randn(config.latents_per_step, config.width) * std)
-        self.rotary = RotaryTime(config.head_width // 4, config.min_period_s, config.max_period_s)
+        self.rotary = RotaryTime(config.head_width, config.min_period_s, config.max_period_s)
         self.encoder = CrossAttention(*cross, rotate_values=True)
         self.encoder_ff = FeedForward(config.width, config.ff_multiple, config.ff_dropout)
         self.layers = nn.ModuleList(ProcessingLayer(config) for _ in range(config.depth))
@@ -137,7 +137,7 @@ class Poyo(nn.Module):
         # 1. Tokens: key and value contents of the distinct (unit, kind) pairs, gathered.
         pair_E, pair_S = torch.unique(batch.token_unit_S * 4 + batch.token_kind_S, return_inverse=True)
         content_ED = self.unit(pair_E // 4) + self.kind[pair_E % 4]
-        kv_S2NH = self.encoder.context(content_ED).index_select(0, pair_S)
+        k_SNH, v_SNH = (x_ENH.index_select(0, pair_S) for x_ENH in self.encoder.context(content_ED))
 
         # 2. Latents read the tokens.
         steps = round(batch.window_s / self.config.latent_step_s)
@@ -146,7 +146,8 @@ class Poyo(nn.Module):
         q_LNH = self.encoder.query(self.latent).repeat(windows * steps, 1, 1)
         latents = [steps * len(self.latent)] * windows
         z_LD = self.latent.repeat(windows * steps, 1)
-        z_LD = z_LD + self.encoder(q_LNH, kv_S2NH, latent_turn, self.rotary(batch.token_time_S), latents, tokens)
+        token_turn = self.rotary(batch.token_time_S)
+        z_LD = z_LD + self.encoder(q_LNH, k_SNH, v_SNH, latent_turn, token_turn, latents, tokens)
         z_LD = z_LD + self.encoder_ff(z_LD)
 
         # 3. Latents read each other.
@@ -158,6 +159,6 @@ class Poyo(nn.Module):
         content_ED = self.session(session_E)
         q_QNH = self.decoder.query(content_ED).index_select(0, session_Q)
         y_QD = content_ED.index_select(0, session_Q)
-        kv_L2NH = self.decoder.context(z_LD)
-        y_QD = y_QD + self.decoder(q_QNH, kv_L2NH, self.rotary(batch.query_time_Q), latent_turn, queries, latents)
+        query_turn = self.rotary(batch.query_time_Q)
+        y_QD = y_QD + self.decoder(q_QNH, *self.decoder.context(z_LD), query_turn, latent_turn, queries, latents)
         return Encoded(feature_QD=y_QD + self.decoder_ff(y_QD))

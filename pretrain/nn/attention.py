@@ -41,9 +41,10 @@ class CrossAttention(nn.Module):
         """Query contents (E, N, H) of distinct rows (E, D)."""
         return self.to_q(self.norm(x_ED)).unflatten(-1, (self.heads, -1))
 
-    def context(self, x_ED: torch.Tensor) -> torch.Tensor:
-        """Key and value contents (E, 2, N, H) of distinct rows (E, D)."""
-        return self.to_kv(self.norm_context(x_ED)).unflatten(-1, (2, self.heads, -1))
+    def context(self, x_ED: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Key and value contents, each (E, N, H), of distinct rows (E, D)."""
+        k_ED, v_ED = self.to_kv(self.norm_context(x_ED)).chunk(2, dim=-1)
+        return k_ED.unflatten(-1, (self.heads, -1)), v_ED.unflatten(-1, (self.heads, -1))
 
     @torch.no_grad()
     def start_local(self, logit: float, periods_P: torch.Tensor, shortest_s: float) -> None:
@@ -72,12 +73,10 @@ class CrossAttention(nn.Module):
         self.to_out.weight.div_(sd_D[:, None])
         self.to_out.bias.sub_(mean_D).div_(sd_D)
 
-    def forward(self, q_QNH, kv_S2NH, q_turn, k_turn, q_lengths, k_lengths) -> torch.Tensor:
-        """Outputs (Q, D) for queries (Q, N, H) and keys and values (S, 2, N, H), turned by RotaryTime angles."""
-        q = rotate(q_QNH, q_turn)
-        k, v = rotate(kv_S2NH[:, 0], k_turn), kv_S2NH[:, 1]
-        if self.rotate_values:
-            v = rotate(v, k_turn)
+    def forward(self, q_QNH, k_SNH, v_SNH, q_turn, k_turn, q_lengths, k_lengths) -> torch.Tensor:
+        """Outputs (Q, D) for queries (Q, N, H), keys and values (S, N, H), and RotaryTime's turns of both."""
+        q, k = rotate(q_QNH, q_turn), rotate(k_SNH, k_turn)
+        v = rotate(v_SNH, k_turn) if self.rotate_values else v_SNH
         out = attend(q, k, v, q_lengths, k_lengths, self.dropout if self.training else 0.0)
         if self.rotate_values:
             out = rotate(out, q_turn, back=True)
@@ -95,7 +94,7 @@ class SelfAttention(nn.Module):
         self.to_out = nn.Linear(heads * head_width, width)
 
     def forward(self, x_SD: torch.Tensor, turn, lengths: Sequence[int]) -> torch.Tensor:
-        """Outputs (S, D) for tokens (S, D); `turn` are their RotaryTime angles, `lengths` the tokens of each window."""
+        """Outputs (S, D) for tokens (S, D); `turn` are RotaryTime's turns, `lengths` the tokens of each window."""
         q, k, v = self.to_qkv(self.norm(x_SD)).unflatten(-1, (3, self.heads, -1)).unbind(1)
         q, k, v = rotate(q, turn), rotate(k, turn), rotate(v, turn)
         out = attend(q, k, v, lengths, lengths, self.dropout if self.training else 0.0)

@@ -9,6 +9,7 @@ import torch
 
 from pretrain.models.poyo import Poyo, PoyoConfig
 from pretrain.nn.attention import attend
+from pretrain.nn.rotary import rotate
 from pretrain.tasks.regression import Regression, RegressionConfig
 from sharding.batch import Batch
 from sharding.vocabulary import Vocabulary
@@ -85,13 +86,13 @@ def test_shifting_all_times_together_changes_nothing_but_for_the_latents(model):
     """Attention sees time differences alone: the rotated cross-attention of shifted queries and tokens is unchanged."""
     encoder, rotary = model.encoder, model.rotary
     tokens, queries = torch.rand(30), torch.rand(6)
-    kv, q = encoder.context(torch.randn(30, 32)), encoder.query(torch.randn(6, 32))
-    here = encoder(q, kv, rotary(queries), rotary(tokens), [6], [30])
-    # By an eighth of a second, a time that float32 holds exactly together with the shortest period's phase.
-    there = encoder(q, kv, rotary(queries.double() + 0.125), rotary(tokens.double() + 0.125), [6], [30])
+    (k, v), q = encoder.context(torch.randn(30, 32)), encoder.query(torch.randn(6, 32))
+    here = encoder(q, k, v, rotary(queries), rotary(tokens), [6], [30])
+    # 0.125 s is 1,250 of the shortest periods: float32 angles there are good to about 1e-3 of a turn.
+    there = encoder(q, k, v, rotary(queries + 0.125), rotary(tokens + 0.125), [6], [30])
     torch.testing.assert_close(here, there, atol=2e-2, rtol=0)
-    slow = encoder(q, kv, rotary(queries) * 0 + rotary(queries + 0.3), rotary(tokens), [6], [30])
-    assert (here - slow).abs().max() > 5e-2  # while moving the queries alone matters
+    moved = encoder(q, k, v, rotary(queries + 0.3), rotary(tokens), [6], [30])
+    assert (here - moved).abs().max() > 5e-2  # while moving the queries alone matters
 
 
 def test_order_of_tokens_does_not_matter(model):
@@ -136,9 +137,7 @@ def test_local_start_looks_at_its_own_time():
     model = Poyo(replace(SMALL, head_width=64, local_start=8.0), UNITS, SESSIONS)
     time = torch.linspace(0, 1, 101)
     q = model.encoder.query(model.latent[:1])
-    k = model.encoder.context(model.unit.weight[1:2] + model.kind[:1])[:, 0]
-    from pretrain.nn.rotary import rotate
-
+    k = model.encoder.context(model.unit.weight[1:2] + model.kind[:1])[0]
     at = rotate(q, model.rotary(torch.tensor([0.5])))
     keys = rotate(k.expand(101, -1, -1), model.rotary(time))
     weight = (torch.einsum("qnh,snh->ns", at, keys) / 8).softmax(-1).mean(0)
