@@ -11,7 +11,7 @@ from rich.text import Text
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Prints rows under their columns; numbers stand right, a column without any value is left out."""
-    cells = [[_text(value) for value in row] for row in rows]
+    cells = [[as_text(value) for value in row] for row in rows]
     kept = [n for n in range(len(columns)) if not cells or any(row[n] for row in cells)]
     columns = [columns[n] for n in kept]
     numeric = [all(isinstance(row[n], (int, float)) or row[n] is None for row in rows) for n in kept]
@@ -39,7 +39,8 @@ def _write(title, columns, cells, numeric) -> None:
         print("  " + "  ".join(parts).rstrip())
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
+    """A cell: grouped digits, four significant ones of a fraction, one printable line of anything else."""
     if value is None:
         return ""
     if isinstance(value, float):

@@ -1,0 +1,228 @@
+"""`spikeloom bench`: how fast this machine ingests, loads and trains, how large shards are: a table, JSON and Markdown.
+
+Everything is measured through the entry points a user has: `prepare` in a process of its own, the training loader, and
+a real short `pretrain`. Synthetic sessions by default; a folder of NWB files and its recipe where given.
+"""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from data_prep.errors import ConfigError, DataError
+from data_prep.prepare import PrepareConfig, find_files, prepare
+from data_prep.synthetic import SyntheticConfig, write_sessions
+from launch.config import load
+from launch.files import did_you_mean
+from launch.record import read_metrics
+from launch.table import as_text, print_table
+from pretrain.train import PretrainConfig, chosen_sessions, pretrain, sampling_of, vocabularies
+from sharding.index import ShardIndex
+from sharding.loader import LoaderConfig, train_loader
+from sharding.shard import ShardConfig, shard
+from sharding.statistics import target_statistics
+
+PARTS = ("ingest", "loader", "train", "size")
+SYNTHETIC_RECIPE = "dandisets/synthetic.yaml"
+WARM_BATCHES, WARM_STEPS = 4, 5  # left out of the measurement
+
+
+def _training() -> PretrainConfig:
+    plain = PretrainConfig()
+    return replace(plain, trainer=replace(plain.trainer, steps=30, val_every=1_000_000, save_every=1_000_000,
+                                          log_every=1, threads=1, device="cpu"))
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    what: str = "all"
+    "what to measure: ingest, loader, train, size, or all"
+    output: str = "bench"
+    "folder of the sessions, shards and results"
+    nwb: str = ""
+    "your own NWB files: a folder, or one file; empty simulates sessions"
+    recipe: str = SYNTHETIC_RECIPE
+    "YAML of the dandiset that the NWB files belong to"
+    minutes: float = 10.0
+    "length of each simulated session, minutes"
+    sessions: int = 3
+    "simulated sessions, 1 to 8"
+    repeats: int = 3
+    "times a file is ingested; the median counts"
+    seconds: float = 10.0
+    "how long the loader is watched with each number of workers, seconds"
+    workers: list[int] = field(default_factory=lambda: [0, 2])
+    "numbers of loader workers to compare"
+    training: PretrainConfig = field(default_factory=_training)
+    "what is trained and how; its shards and run are set here"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One number with its unit, and what it was measured with."""
+
+    what: str
+    value: float
+    unit: str
+    of: str
+
+
+def bench(config: BenchConfig) -> list[Measurement]:
+    """Measure, print the table and write bench.json and bench.md into the output; raises what the stages raise."""
+    if config.what not in ("all", *PARTS):
+        raise ConfigError("what", f"{config.what!r} cannot be measured", did_you_mean(config.what, ("all", *PARTS)))
+    folder = Path(config.output)
+    nwb = _nwb(config, folder)
+    paths = [f"source={nwb}", f"output={folder / 'sessions'}"]
+    reading = load(PrepareConfig, config.recipe, paths, positional="recipe")
+    wanted = PARTS if config.what == "all" else (config.what,)
+    out = list(_ingestion(config, reading)) if "ingest" in wanted else []
+    if set(wanted) - {"ingest"}:
+        index = _shards(reading, folder)
+        for part, measure in (("loader", _loading), ("train", _training_speed)):
+            if part in wanted:
+                out += measure(config, index)
+        if "size" in wanted:
+            out += _sizes(reading, index)
+    print_table("bench", ["what", "value", "unit", "of"], [[m.what, m.value, m.unit, m.of] for m in out])
+    _write(folder, out)
+    return out
+
+
+def _nwb(config: BenchConfig, folder: Path) -> Path:
+    if config.nwb:
+        return Path(config.nwb)
+    target = folder / f"nwb-{config.sessions}x{config.minutes:g}min"
+    if not (target / "truth.json").exists():
+        print(f"simulating {config.sessions} sessions ...", file=sys.stderr)
+        write_sessions(target, SyntheticConfig(minutes=config.minutes, sessions=config.sessions))
+    return target
+
+
+def _shards(reading: PrepareConfig, folder: Path) -> ShardIndex:
+    report = prepare(reading)
+    if not any(row.status != "refused" for row in report.rows):
+        raise DataError(reading.source, f"none of its {len(report.rows)} files could be read", report.rows[0].message)
+    return shard(ShardConfig(sessions=reading.output, output=str(folder / "shards")))
+
+
+def _ingestion(config: BenchConfig, reading: PrepareConfig) -> Iterator[Measurement]:
+    """The largest file, read by `prepare` in a fresh process: spikes a second inside it, its whole time, its memory."""
+    file = max(find_files(reading)[1], key=lambda path: path.stat().st_size)
+    runs = [_ingest(config.recipe, file) for _ in range(config.repeats)]
+    of = f"{file.name}, {file.stat().st_size / 1e6:.1f} MB, {runs[0]['spikes']:,} spikes, median of {len(runs)}"
+    yield Measurement("ingestion", median(run["spikes"] / run["took_s"] for run in runs), "spikes/s", of)
+    yield Measurement("prepare, from start to end", median(run["wall_s"] for run in runs), "s", of)
+    yield Measurement("prepare, peak memory", median(run["peak_mb"] for run in runs), "MB", of)
+
+
+def _ingest(recipe: str, file: Path) -> dict:
+    with TemporaryDirectory() as output:
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "launch", "prepare", recipe, f"source={file}", f"output={output}", "workers=0"]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        told = child.stdout.read()
+        _, status, usage = os.wait4(child.pid, 0)
+        wall_s = time.perf_counter() - began
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            raise DataError(file, f"it was refused: {told.strip()[-300:]}", "measure with files that its recipe reads")
+        row = json.loads((Path(output) / "report.json").read_text(encoding="utf-8"))["rows"][0]
+    kilo = 1024 if sys.platform != "darwin" else 1  # ru_maxrss is in KiB, on macOS in bytes
+    return {"spikes": row["spikes"], "took_s": row["took_s"], "wall_s": wall_s, "peak_mb": usage.ru_maxrss * kilo / 1e6}
+
+
+def _loading(config: BenchConfig, index: ShardIndex) -> Iterator[Measurement]:
+    """Packed training batches a second, with each number of workers."""
+    training = config.training
+    index = chosen_sessions(str(index.root), training.sessions, training.exclude)
+    statistics = target_statistics(index, training.task.signal, training.task.center, training.task.scale)
+    sampling = sampling_of(training.task, training.window_s, *vocabularies(index), statistics)
+    for workers in config.workers:
+        settings = replace(training.loader, workers=workers)
+        windows, tokens, seconds = _watch(index, sampling, settings, config.seconds)
+        of = f"{workers} workers, batches of {settings.batch_windows}, {len(index.sessions)} sessions"
+        yield Measurement("loader", windows / seconds, "windows/s", of)
+        yield Measurement("loader", tokens / seconds, "tokens/s", of)
+
+
+def _watch(index: ShardIndex, sampling, settings: LoaderConfig, limit_s: float) -> tuple[int, int, float]:
+    """Windows, tokens and seconds of a loader after its first batches."""
+    windows = tokens = 0
+    began = time.perf_counter()
+    for number, batch in enumerate(train_loader(index, sampling, settings, seed=0, total_batches=10**9)):
+        if number < WARM_BATCHES:
+            began = time.perf_counter()
+            continue
+        windows, tokens = windows + len(batch), tokens + len(batch.token_time_S)
+        if time.perf_counter() - began > limit_s:
+            break
+    return windows, tokens, time.perf_counter() - began
+
+
+def _training_speed(config: BenchConfig, index: ShardIndex) -> Iterator[Measurement]:
+    """A real short pretraining: windows a second by its own metrics.csv, loader included, validation left out."""
+    training = config.training
+    with TemporaryDirectory() as folder:
+        run = pretrain(replace(training, shards=str(index.root), run=f"{folder}/run"))
+        curve = read_metrics(run / "metrics.csv")
+        facts = json.loads((run / "checkpoint" / "checkpoint.json").read_text(encoding="utf-8"))
+    step, windows, seconds = curve.known("step", "windows", "seconds")
+    steady = (step >= WARM_STEPS) & (step < training.trainer.steps)
+    rate = (windows[steady][-1] - windows[steady][0]) / (seconds[steady][-1] - seconds[steady][0])
+    threads = training.trainer.threads or "all"
+    of = f"{training.model.name}, width {training.model.width}, depth {training.model.depth}, " \
+         f"{len(facts['units']):,} units, batches of {training.loader.batch_windows}, {threads} threads"
+    yield Measurement("training", float(rate), "windows/s", of)
+
+
+def _sizes(reading: PrepareConfig, index: ShardIndex) -> Iterator[Measurement]:
+    nwb = sum(path.stat().st_size for path in find_files(reading)[1])
+    sessions = sum(path.stat().st_size for path in Path(reading.output).glob("*.h5"))
+    shards = sum(path.stat().st_size for path in index.root.iterdir() if path.is_file())
+    of = f"{len(index.sessions)} sessions, {sum(row.spikes for row in index.sessions):,} spikes in shards"
+    yield Measurement("NWB files", nwb / 1e6, "MB", of)
+    yield Measurement("stored sessions", sessions / 1e6, "MB", of)
+    yield Measurement("shards and index", shards / 1e6, "MB", of)
+    yield Measurement("shards against NWB", shards / nwb, "ratio", of)
+
+
+def _write(folder: Path, measurements: list[Measurement]) -> None:
+    facts = {"command": shlex.join(["spikeloom", *sys.argv[1:]]), "machine": machine(),
+             "date": datetime.now(UTC).isoformat(timespec="seconds"),
+             "versions": {name: version(name) for name in ("spikeloom", "torch", "numpy")}}
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {**facts, "measurements": [asdict(m) for m in measurements]}
+    (folder / "bench.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    told = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
+    lines = [f"`{facts['command']}`, {facts['date'][:10]}, {facts['machine']}, {told}", "",
+             "| what | value | unit | of |", "|---|---|---|---|"]
+    lines += [f"| {m.what} | {as_text(m.value)} | {m.unit} | {m.of} |" for m in measurements]
+    (folder / "bench.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"written: {folder / 'bench.json'}, {folder / 'bench.md'}")
+
+
+def machine() -> str:
+    """Processor, cores and memory in words."""
+    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    kb = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
+    memory = f", {kb[0] / 2**20:.0f} GiB" if kb else ""
+    return f"{names[0] if names else platform.machine()}, {cores} cores{memory}, {platform.system()}"
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

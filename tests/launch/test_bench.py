@@ -1,0 +1,48 @@
+"""Bench: numbers that agree with what they were measured on; how large they are is never tested."""
+
+import json
+
+import pytest
+
+from launch.bench import BenchConfig, bench, machine
+from launch.cli import main
+
+SMALL = ["minutes=0.5", "sessions=1", "repeats=1", "recipe=small.yaml"]
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch, repository):
+    """A working directory whose small.yaml takes half a minute of recording for a session."""
+    text = (repository / "configs" / "dandisets" / "synthetic.yaml").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("min_train_s")]
+    (tmp_path / "small.yaml").write_text("\n".join([*lines, "min_train_s: 1"]), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_sizes_are_those_of_the_files(small, capsys):
+    assert main(["bench", "size", *SMALL]) == 0
+    told = json.loads((small / "bench" / "bench.json").read_text(encoding="utf-8"))
+    value = {m["what"]: m["value"] for m in told["measurements"]}
+    nwb = sum(path.stat().st_size for path in (small / "bench").rglob("*.nwb"))
+    shards = sum(path.stat().st_size for path in (small / "bench" / "shards").iterdir())
+    assert value["NWB files"] == nwb / 1e6 and value["shards and index"] == shards / 1e6
+    assert value["shards against NWB"] == shards / nwb
+    assert "shards against NWB" in capsys.readouterr().out
+    assert "| shards against NWB |" in (small / "bench" / "bench.md").read_text(encoding="utf-8")
+
+
+def test_what_cannot_be_measured_is_refused(small, capsys):
+    assert main(["bench", "lodaer"]) == 2
+    assert "did you mean loader?" in capsys.readouterr().err
+
+
+def test_the_machine_is_named():
+    assert " cores" in machine()
+
+
+@pytest.mark.slow
+def test_every_part_measures_something(small):
+    measured = bench(BenchConfig(minutes=1.0, sessions=1, repeats=1, recipe="small.yaml", seconds=0.5))
+    assert {m.what for m in measured} >= {"ingestion", "prepare, peak memory", "loader", "training"}
+    assert all(m.value > 0 for m in measured)
