@@ -74,7 +74,8 @@ def _deal(where: str, recipe: SplitsRecipe, order: np.ndarray, parts: list[Inter
 
 
 def _by_trial(where: str, recipe: SplitsRecipe, domain: Intervals, trials: Trials) -> dict[str, Intervals]:
-    parts = [Intervals.of([pair]).intersection(domain) for pair in zip(trials.start, trials.stop)]
+    whole = domain.merged()
+    parts = [_clipped(whole, start, stop) for start, stop in zip(trials.start, trials.stop)]
     inside = np.array([len(part) > 0 for part in parts], dtype=bool)
     usable = np.flatnonzero(inside & trials.valid)
     if recipe.by == "column":
@@ -85,6 +86,12 @@ def _by_trial(where: str, recipe: SplitsRecipe, domain: Intervals, trials: Trial
     if recipe.rest == "train":
         drawn["train"] = domain.difference(Intervals.of([*drawn["valid"], *drawn["test"]]))
     return drawn
+
+
+def _clipped(domain: Intervals, start: float, stop: float) -> Intervals:
+    """The part of a merged domain in [start, stop); a trial sees few of its stretches, so only those are touched."""
+    first, last = np.searchsorted(domain.stop, start, "right"), np.searchsorted(domain.start, stop, "left")
+    return Intervals.of(zip(np.maximum(domain.start[first:last], start), np.minimum(domain.stop[first:last], stop)))
 
 
 def _by_column(where, recipe: SplitsRecipe, trials: Trials, usable: np.ndarray, parts) -> dict[str, Intervals]:
