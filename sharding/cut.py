@@ -9,7 +9,7 @@ import numpy as np
 
 from data_prep.session import Session, Signal
 from sharding.errors import ShardError
-from sharding.segment import SIGNAL_NAME, Segment, SignalPart
+from sharding.segment import PHASE, SIGNAL_NAME, TIME, UNIT, VALUE, WIDE_UNIT, Segment, SignalPart
 from sharding.tokens import SPIKE, SpikeTokens, to_microseconds
 
 NO_PHASE = "random"  # phase code 0: no named phase covers the sample
@@ -38,7 +38,7 @@ def cut(session: Session, *, segment_us: int, halo_us: int, splits, codes: Phase
     """
     _check(session)
     spike_us = to_microseconds(session.spikes.time)
-    unit = session.spikes.unit.astype(np.uint16 if len(session.units) <= 2**16 else np.uint32)
+    unit = session.spikes.unit.astype(UNIT if len(session.units) <= 2**16 else WIDE_UNIT)
     signals = {name: _coded(signal, session, codes) for name, signal in sorted(session.signals.items())}
     key = _key(session.id)
     for split in splits:
@@ -48,7 +48,7 @@ def cut(session: Session, *, segment_us: int, halo_us: int, splits, codes: Phase
             for a, b in _pieces(int(start), int(stop), segment_us):
                 carry = min(b + halo_us, int(stop))
                 i, j = np.searchsorted(spike_us, (a, carry))
-                spikes = SpikeTokens((spike_us[i:j] - a).astype(np.int32), unit[i:j], np.full(j - i, SPIKE, np.uint8))
+                spikes = SpikeTokens((spike_us[i:j] - a).astype(TIME), unit[i:j], np.full(j - i, SPIKE, np.uint8))
                 yield Segment(
                     f"{key}-{split}-{number:06d}", session.id, split, n, (int(start), int(stop)), a, b, carry,
                     session.units.id, spikes, {name: _part(coded, a, carry) for name, coded in signals.items()},
@@ -65,12 +65,12 @@ def _pieces(start: int, stop: int, longest: int) -> Iterator[tuple[int, int]]:
 
 def _coded(signal: Signal, session: Session, codes: PhaseCodes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Stamps int64 us, values float32 (n, K), phase codes uint8 of the usable samples of a signal."""
-    value = np.asarray(signal.value, dtype=np.float32)
+    value = np.asarray(signal.value, dtype=VALUE)
     stamp = to_microseconds(signal.time)
     usable = np.asarray(signal.valid, dtype=bool) & np.isfinite(value).all(axis=1)
     usable[1:] &= stamp[1:] > stamp[:-1]  # two samples of one microsecond could not be told apart
     stamp, value = stamp[usable], value[usable]
-    phase = np.zeros(len(stamp), np.uint8)
+    phase = np.zeros(len(stamp), PHASE)
     for name, intervals in session.phases.items():  # in rising precedence: the later one counts
         code = codes.of(name)
         whole = intervals.merged()
@@ -84,7 +84,7 @@ def _coded(signal: Signal, session: Session, codes: PhaseCodes) -> tuple[np.ndar
 def _part(coded, start: int, stop: int) -> SignalPart:
     stamp, value, phase = coded
     i, j = np.searchsorted(stamp, (start, stop))
-    return SignalPart((stamp[i:j] - start).astype(np.int32), value[i:j], phase[i:j])
+    return SignalPart((stamp[i:j] - start).astype(TIME), value[i:j], phase[i:j])
 
 
 def _key(session_id: str) -> str:

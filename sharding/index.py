@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
 from data_prep.session import SPLITS
 from sharding.errors import ConfigError, ShardError
 from sharding.mapped import MappedMember, MappedShards
+from sharding.segment import PHASE, TIME, VALUE
 from sharding.tables import SegmentTable, SessionRow, SignalStatistics
 
 FORMAT = 1
@@ -105,7 +107,7 @@ class ShardIndex:
         self._known(wanted)
         rows = [row for row, session in enumerate(self.sessions) if session.id in wanted]
         ids = tuple(self.session_ids[row] for row in rows)
-        units = pa.compute.is_in(self.units.column("session"), value_set=pa.array(ids, pa.string()))
+        units = compute.is_in(self.units.column("session"), value_set=pa.array(ids, pa.string()))
         return replace(
             self, sessions=tuple(self.sessions[row] for row in rows), units=self.units.filter(units),
             segments=self.segments.take(np.isin(self.segments.session, rows), ids),
@@ -124,7 +126,8 @@ class ShardIndex:
     def limited(self, train_minutes: float) -> "ShardIndex":
         """Only the first minutes of each session's train split, in time order, the last stretch clipped.
 
-        Other splits stay whole; statistics are told anew from what is left.
+        Other splits stay whole; counts and statistics of sessions are told anew from what is left, those of units are
+        not. Raises ConfigError for no time.
         """
         if not train_minutes > 0:
             raise ConfigError("train_minutes", f"is {train_minutes}", "give a positive number of minutes")
@@ -140,8 +143,10 @@ class ShardIndex:
         stop[rows] = np.repeat(whole.start_us + left, whole.segments)
         clipped = {name: np.minimum(table.column(name), stop)
                    for name in ("interval_stop_us", "stop_us", "carry_us")}
-        cut = replace(self, segments=table.replaced(**clipped).take(table.start_us < stop, self.session_ids),
-                      limit_us=limit)
+        kept = table.start_us < stop
+        segments = table.replaced(**clipped).take(kept, self.session_ids)
+        shorter = np.flatnonzero((clipped["stop_us"] < table.stop_us)[kept])
+        cut = replace(self, segments=_recounted(replace(self, segments=segments), shorter), limit_us=limit)
         return replace(cut, sessions=tuple(_retold(cut)))
 
     def mapped(self) -> MappedShards:
@@ -224,26 +229,41 @@ def _check_file(path: Path, entry: dict, digest: bool) -> None:
         raise ShardError(path, f"cannot be read ({error.strerror})", AGAIN) from None
 
 
-def _retold(index: ShardIndex):
-    """Session rows with counts, hours and statistics of the index's own segments."""
+def _recounted(index: ShardIndex, rows: np.ndarray) -> SegmentTable:
+    """The segments with spikes and targets counted again in those rows."""
+    segments, shards = index.segments, index.mapped()
+    spikes, targets = segments.column("spikes").copy(), segments.column("targets").copy()
+    names = {name for session in index.sessions for name in session.signals}
+    times = [MappedMember(shards, segments, f"{name}.time.npy") for name in names]
+    spike_time = MappedMember(shards, segments, "spike_time.npy")
+    for row in rows.tolist():
+        owned = segments.stop_us[row] - segments.start_us[row]
+        spikes[row] = np.searchsorted(spike_time.read(row, TIME), owned)
+        targets[row] = sum(np.searchsorted(time.read(row, TIME), owned) for time in times if time.bytes_of(row) > 0)
+    return segments.replaced(spikes=spikes, targets=targets)
+
+
+def _retold(index: ShardIndex) -> Iterator[SessionRow]:
+    """Session rows with counts, train hours and statistics of the index's own segments."""
     segments, outlier = index.segments, index.phase_names.index("outlier") if "outlier" in index.phase_names else -1
-    names = sorted({name for session in index.sessions for name in session.signals})
-    shards = index.mapped()
+    shards, counts = index.mapped(), {}
+    for name in ("spikes", "targets"):
+        counts[name] = np.bincount(segments.session, segments.column(name), len(index.sessions)).astype(int).tolist()
     members = {name: [MappedMember(shards, segments, f"{name}.{part}.npy") for part in ("time", "value", "phase")]
-               for name in names}
+               for name in {name for session in index.sessions for name in session.signals}}
     train = segments.split == SPLITS.index("train")
     for row, session in enumerate(index.sessions):
-        mine = np.flatnonzero(train & (segments.session == row))
-        told = {}
+        mine, told = np.flatnonzero(train & (segments.session == row)), {}
         for name, signal in session.signals.items():
             parts = [np.zeros((0, signal.dims), np.float32)]
-            for segment in mine:
-                time, value, phase = (m.read(segment, np.dtype(t)) for m, t in zip(members[name], ("<i4", "<f4", "u1")))
+            for segment in mine.tolist():
+                time, value, phase = (m.read(segment, t) for m, t in zip(members[name], (TIME, VALUE, PHASE)))
                 n = int(np.searchsorted(time, segments.stop_us[segment] - segments.start_us[segment]))
                 parts.append(value.reshape(-1, signal.dims)[:n][phase[:n] != outlier])
             told[name] = SignalStatistics.of(np.concatenate(parts))
         hours = float((segments.stop_us[mine] - segments.start_us[mine]).sum() / 3600e6)
-        yield replace(session, statistics=told, hours={**session.hours, "train": hours})
+        yield replace(session, statistics=told, hours={**session.hours, "train": hours},
+                      **{name: counts[name][row] for name in counts})
 
 
 def _some(names) -> str:

@@ -122,8 +122,14 @@ class EpochPlan:
 def _loader(batches: Dataset, numbers: range, config: LoaderConfig) -> DataLoader:
     workers = min(config.workers, len(numbers))
     return DataLoader(
-        batches, batch_size=None, sampler=numbers, num_workers=workers,
-        # fork would copy the locks of torch's threads; its own generator keeps the loader off the model's random stream
-        multiprocessing_context=multiprocessing.get_context("forkserver") if workers else None,
-        persistent_workers=workers > 0, generator=torch.Generator().manual_seed(0), pin_memory=torch.cuda.is_available(),
+        batches, batch_size=None, sampler=numbers, num_workers=workers, persistent_workers=workers > 0,
+        multiprocessing_context=_process_context() if workers else None, pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(0),  # its own, to leave the model's random stream alone
     )
+
+
+def _process_context():
+    """How workers start: not by fork, which would copy the locks of torch's threads; torch is imported once for all."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context

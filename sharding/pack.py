@@ -36,5 +36,5 @@ def pack(windows: Sequence[Window], tables: SessionTables) -> Batch:
         evaluated_Q=torch.from_numpy(tables.evaluated[session_Q, phase]),
         stamp_Q=torch.from_numpy(sample_time + np.repeat(start, query_length)),
         session_B=torch.from_numpy(tables.session_row[session]),
-        window_s=windows[0].length_us * 1e-6,
+        window_s=windows[0].length_us / 1e6,
     )

@@ -12,6 +12,9 @@ from sharding.tokens import SPIKE, SpikeTokens
 
 # Lower case because plain webdataset folds member names; short because a USTAR member name has 100 bytes.
 SIGNAL_NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+# How numbers lie in a shard, whatever machine wrote it.
+TIME, UNIT, WIDE_UNIT = np.dtype("<i4"), np.dtype("<u2"), np.dtype("<u4")
+VALUE, PHASE = np.dtype("<f4"), np.dtype("u1")
 SIGNAL_ARRAYS = ("time", "value", "phase")
 
 

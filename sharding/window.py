@@ -8,7 +8,11 @@ import numpy as np
 from sharding.errors import ConfigError
 from sharding.index import ShardIndex
 from sharding.mapped import MappedMember
+from sharding.segment import PHASE, TIME, UNIT, VALUE, WIDE_UNIT
 from sharding.tokens import SPIKE, UNIT_END, UNIT_START, SpikeTokens
+
+# the order in which a window's tokens lie
+KINDS = np.array((UNIT_START, UNIT_END, SPIKE), np.int64)
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Window:
         time float32 s from the window's start, unit local number, kind.
         """
         u, s = len(self.units), len(self.spike_time)
-        time = np.concatenate((np.zeros(u), np.full(u, self.length_us * 1e-6), self.spike_time * 1e-6))
+        time = np.concatenate((np.zeros(u), np.full(u, self.length_us / 1e6), self.spike_time * 1e-6))
         unit = np.concatenate((self.units, self.units, self.spike_unit))
         return SpikeTokens(time.astype(np.float32), unit, np.repeat(KINDS, (u, u, s)))
 
@@ -42,9 +46,6 @@ class Window:
         kept[units] = True
         spikes = kept[self.spike_unit]
         return replace(self, units=units, spike_time=self.spike_time[spikes], spike_unit=self.spike_unit[spikes])
-
-
-KINDS = np.array((UNIT_START, UNIT_END, SPIKE), np.int64)
 
 
 class Reader:
@@ -101,6 +102,3 @@ class Reader:
                        for name in ("spike_time", "sample_time")}
             yield replace(parts[0], start_us=start, length_us=stop - start, **joined)
 
-
-TIME, UNIT, WIDE_UNIT = np.dtype("<i4"), np.dtype("<u2"), np.dtype("<u4")
-VALUE, PHASE = np.dtype("<f4"), np.dtype("u1")

@@ -61,3 +61,13 @@ def sessions() -> list[Session]:
 @pytest.fixture(scope="session")
 def index(sessions, tmp_path_factory) -> ShardIndex:
     return write_root(tmp_path_factory.mktemp("shards"), sessions, segment_us=7 * SECOND)
+
+
+@pytest.fixture(scope="session")
+def session_maker():
+    return make_session
+
+
+@pytest.fixture(scope="session")
+def root_writer():
+    return write_root
