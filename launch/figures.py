@@ -241,6 +241,7 @@ def draw_decoding(record: RunRecord, models: list[str], colour: dict[str, str]) 
         if raster:
             _paint_raster(grid[0], raster.time - start, raster.unit)
         names = dimension_names(first.target.shape[1])
+        low, high = _range([first.target, *(trace.value for trace in shown.values())], first.time, start, stop)
         for k, axes in enumerate(grid[-dims:]):
             for model, trace in shown.items():
                 _paint_trace(axes, trace.time - start, trace.value[:, k], stop - start, colour[model], 1.5)
@@ -248,12 +249,23 @@ def draw_decoding(record: RunRecord, models: list[str], colour: dict[str, str]) 
             axes.set_ylabel(f"{names[k]}  ({unit})" if unit else names[k])
             _shade(axes, first.time[first.evaluated] - start, stop - start)
             axes.axhline(0, color=RULE, linewidth=0.6, zorder=0)
+            axes.set_ylim(low, high)
         grid[-1].set_xlim(0, stop - start)
         grid[-1].set_xlabel("seconds")
         figure.align_ylabels(grid)
 
     alt = f"{stop - start:.0f} s of test data of {session}: spikes of all units, true and decoded {record.results.signal}."
     return draw("decoding", alt, (8.6, 0.5 + 1.25 * sum(heights)), paint)
+
+
+def _range(values: list[np.ndarray], time: np.ndarray, start: float, stop: float) -> tuple[float, float]:
+    """One range for all dimensions, so that none looks larger than it is."""
+    kept = (time >= start) & (time < stop)
+    seen = np.concatenate([value[kept].ravel() for value in values if len(value) == len(time)])
+    seen = seen[np.isfinite(seen)]
+    low, high = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
+    room = 0.06 * (high - low) or 1.0
+    return low - room, high + room
 
 
 def _shade(axes, time: np.ndarray, until: float) -> None:

@@ -75,6 +75,7 @@ def write_report(run: Path | str, curves: dict[str, Path] | None = None, title: 
             drawings={drawing.name: drawing for drawing in drawings},
             stretch=stretch_of(record),
             traced=_traced(record, comparison),
+            partly=any(not trace.evaluated.all() for trace in record.traces.values()),
             table=_table(record.results) if record.results else None,
         )
     )
