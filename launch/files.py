@@ -19,21 +19,22 @@ def did_you_mean(word: str, options) -> str:
 
 
 def config_folders() -> list[Path]:
-    """Where shipped YAML lies: beside this package, and in the working directory."""
-    return [folder for folder in (Path(__file__).parents[1] / "configs", Path.cwd() / "configs") if folder.is_dir()]
+    """Where YAML lies: in configs/ of the working directory, then in the one shipped beside this package."""
+    return [folder for folder in (Path.cwd() / "configs", Path(__file__).parents[1] / "configs") if folder.is_dir()]
 
 
 def find_file(path: str, source: str) -> Path:
-    """The YAML file of that path: from configs/, from the folder of the file that names it, or as it stands.
+    """The YAML file of that path: on the command line as it stands, else from configs/, else beside `source`.
 
     A path that a file names stays below those folders; only the command line may point anywhere. Raises ConfigError.
     """
     if source != COMMAND_LINE and (Path(path).is_absolute() or ".." in Path(path).parts):
         found, do = f"it names {path!r}, outside of its folders", "name a path from configs/, without '..'"
         raise ConfigError(source, found, do)
-    beside = [] if source == COMMAND_LINE else [Path(source).parent]
-    for folder in [*config_folders(), *beside, Path.cwd()]:
-        candidate = folder / path
+    below = path.removeprefix("configs/")  # configs/model/x.yaml is found from any working directory
+    candidates = [folder / below for folder in config_folders()]
+    candidates = [Path(path), *candidates] if source == COMMAND_LINE else [*candidates, Path(source).parent / path]
+    for candidate in candidates:
         if candidate.suffix in (".yaml", ".yml") and candidate.is_file():
             return candidate
     return _refuse_file(path, source)
@@ -44,7 +45,7 @@ def _refuse_file(path: str, source: str) -> NoReturn:
     if Path(path).suffix not in (".yaml", ".yml"):
         raise ConfigError(where, "not the path of a YAML file", "give a file that ends in .yaml")
     shipped = {str(file.relative_to(root)) for root in config_folders() for file in root.rglob("*.yaml")}
-    found = difflib.get_close_matches(path.removeprefix("configs/"), sorted(shipped), n=3, cutoff=0.5)
+    found = difflib.get_close_matches(path.removeprefix("configs/"), sorted(shipped), n=1, cutoff=0.5)
     found = found or sorted(name for name in shipped if Path(name).name == Path(path).name)
     do = "did you mean " + " or ".join(f"configs/{name}" for name in found) + "?" if found else "check the path"
     raise ConfigError(where, "no such file", do)

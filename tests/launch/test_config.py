@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from data_prep.errors import ConfigError
 from launch.config import as_mapping, load, to_yaml
 from launch.fields import field_docs
-from launch.files import did_you_mean
+from launch.files import did_you_mean, find_file
 
 
 class Shade(enum.Enum):
@@ -275,3 +275,9 @@ def test_did_you_mean_lists_what_there_is_when_nothing_is_near():
 
 def test_docs_are_the_literals_under_the_fields():
     assert field_docs(Run) == {"output": "folder of the run", "signals": "series by name"}
+
+
+def test_a_shipped_file_is_found_from_any_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("configs/model/poyo_1m.yaml", "model/poyo_1m.yaml"):
+        assert find_file(path, "").is_file()
