@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, DataError
 from sharding.index import ShardIndex
 
 # Settings that may differ when a run is continued: they say where and how fast, not what is computed.
@@ -36,12 +36,9 @@ class Run:
 
     def check(self) -> None:
         """Raise ConfigError where the folder belongs to a run of other settings, naming what differs."""
-        kept = self.folder / "config.yaml"
-        if not kept.exists():
-            return
-        different = [key for key in _differences(yaml.safe_load(kept.read_text()) or {}, self.config)
-                     if not key.startswith(FREE)]
-        if different:
+        there = settings_of(self.folder)
+        different = [key for key in _differences(there, self.config) if not key.startswith(FREE)]
+        if there and different:
             raise ConfigError(self.folder, f"a run with other settings is there ({', '.join(different[:8])})",
                               "give the settings it was begun with, or another run folder")
 
@@ -54,20 +51,20 @@ class Run:
         begun_on = _read_json(self.folder / "provenance.json").get("shards", {}).get("digest", index.digest())
         if self.resume_file.exists() and begun_on != index.digest():
             raise ConfigError(self.folder, "its run was begun on other shards than these", "give another run folder")
-        write_text(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
-        self._note(started=_now(), finished=None, **provenance(index))
+        write_whole(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False).encode())
+        self._note(started=now(), finished=None, **provenance(index))
         return self.resume_file.exists()
 
     def close(self, **facts) -> None:
         """Mark the run finished, with the facts of its end."""
-        self._note(finished=_now(), **facts)
+        self._note(finished=now(), **facts)
 
     def _note(self, **facts) -> None:
         path = self.folder / "provenance.json"
         known = _read_json(path)
         if known.get("started") and "started" in facts:
             facts["resumed"] = known.get("resumed", []) + [facts.pop("started")]
-        write_text(path, json.dumps(known | facts, indent=1))
+        write_whole(path, json.dumps(known | facts, indent=1).encode())
 
 
 def provenance(index: ShardIndex) -> dict:
@@ -107,14 +104,27 @@ def commit() -> str:
     return head + ("+changes" if changes else "")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; raises DataError where there is no room or no right to."""
     fresh = path.with_name(f".{path.name}.fresh")
     try:
-        fresh.write_text(text)
+        fresh.write_bytes(data)
         os.replace(fresh, path)
-    finally:
+    except OSError as error:
         fresh.unlink(missing_ok=True)
+        raise DataError(path, f"could not be written ({error.strerror})", "free space or take another folder") from None
+
+
+def settings_of(folder: str | Path) -> dict:
+    """The resolved config of the run that a folder holds; {} where it holds none."""
+    path = Path(folder) / "config.yaml"
+    try:
+        found = yaml.safe_load(path.read_text()) if path.exists() else {}
+    except (yaml.YAMLError, UnicodeDecodeError):
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(path, "not the config of a run", "take another run folder")
+    return found
 
 
 def _differences(old: dict, new: dict, above: str = "") -> list[str]:
@@ -135,5 +145,6 @@ def _read_json(path: Path) -> dict:
         return {}
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, to the second, in ISO 8601 (UTC)."""
     return datetime.now(UTC).isoformat(timespec="seconds")

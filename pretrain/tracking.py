@@ -2,15 +2,17 @@
 
 import csv
 import io
+import math
 import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import wandb
 from lightning.pytorch.loggers import WandbLogger
 
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, DataError
 
 COLUMNS = ("step", "epoch", "windows", "seconds", "train/loss", "train/grad_norm", "train/weight_norm", "lr", "valid/loss",
            "valid/r2")
@@ -59,29 +61,33 @@ class MetricsFile:
     def append(self, row: dict[str, float]) -> None:
         """Add one row; columns it lacks stay blank."""
         row = {"seconds": f"{self.seconds:.3f}"} | {key: _text(value) for key, value in row.items()}
-        with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+        try:
+            with open(self.path, "a", newline="") as file:
+                csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+        except OSError as error:
+            raise DataError(self.path, f"cannot be written to ({error.strerror})",
+                            "free space and run again: it continues from the last saved step") from None
 
 
 def _text(value: float) -> str:
-    return str(value) if isinstance(value, int) else "" if value != value else f"{value:.8g}"
+    return str(value) if isinstance(value, int) else "" if math.isnan(value) else f"{value:.8g}"
 
 
 class Tracker:
     """Sends each row of measurements to metrics.csv and, when asked, to wandb."""
 
-    def __init__(self, file: MetricsFile, wandb: WandbLogger | None):
-        self.file, self.wandb = file, wandb
+    def __init__(self, file: MetricsFile, logger: WandbLogger | None):
+        self.file, self.logger = file, logger
 
     def record(self, row: dict[str, float]) -> None:
         self.file.append(row)
-        if self.wandb is not None:
-            self.wandb.log_metrics({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
+        if self.logger is not None:
+            self.logger.log_metrics({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
 
     def close(self) -> None:
         """Finish the wandb run, if there is one, so that the next run of this process starts its own."""
-        if self.wandb is not None:
-            self.wandb.experiment.finish(quiet=True)
+        if self.logger is not None:
+            self.logger.experiment.finish()
 
 
 def wandb_logger(config: TrackingConfig, run: Path, hyperparameters: dict) -> WandbLogger | None:
@@ -100,5 +106,9 @@ def wandb_logger(config: TrackingConfig, run: Path, hyperparameters: dict) -> Wa
         name=config.label or run.name, project=config.project, save_dir=str(run), id=from_file.read_text().strip(),
         offline=config.wandb == "offline", resume="allow" if config.wandb == "online" else None,
     )
-    logger.experiment.config.update(hyperparameters, allow_val_change=True)
+    try:
+        logger.experiment.config.update(hyperparameters, allow_val_change=True)
+    except wandb.Error as error:
+        raise ConfigError("tracking.wandb", f"wandb does not start ({str(error).partition(chr(10))[0]})",
+                          "run `wandb login` first, or take offline or off") from None
     return logger

@@ -66,19 +66,16 @@ def fit(run: Run, module: DecodingModule, data: ShardDataModule, facts: dict, co
         resume, at = None, 0
     if config.threads:
         torch.set_num_threads(config.threads)
-    wandb = wandb_logger(tracking, run.folder, run.config)
-    tracker = Tracker(MetricsFile(run.folder / "metrics.csv", data.index.session_ids, at if resume else None), wandb)
-    with StepProgress(config.steps, at, data.loader.batch_windows) as progress, _quiet():
-        keeper = Keeper(run, data, facts, config, tracker, progress)
-        trainer = lightning.Trainer(
-            accelerator=accelerator(config.device), devices=1, precision=config.precision, max_steps=config.steps,
-            max_epochs=-1, gradient_clip_val=module.optim.clip_norm or None, callbacks=[keeper], logger=wandb or False,
-            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-            use_distributed_sampler=False, log_every_n_steps=1, default_root_dir=run.folder,
-        )
-        module.train()
-        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    tracker.close()
+    logger = wandb_logger(tracking, run.folder, run.config)
+    tracker = Tracker(MetricsFile(run.folder / "metrics.csv", data.index.session_ids, at if resume else None), logger)
+    try:
+        with StepProgress(config.steps, at, data.loader.batch_windows) as progress, _quiet():
+            keeper = Keeper(run, data, facts, config, tracker, progress)
+            trainer = _lightning(config, run, keeper, module.optim.clip_norm, logger)
+            module.train()
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    finally:
+        tracker.close()
     run.close(seconds=round(tracker.file.seconds, 1), best={"step": keeper.best_step, "valid/r2": _finite(keeper.best)},
               device=str(trainer.strategy.root_device))
 
@@ -166,7 +163,7 @@ class Keeper(lightning.Callback):
     def _save(self, trainer) -> None:
         fresh = self.run.folder / ".last.ckpt.fresh"
         try:
-            trainer.save_checkpoint(fresh)
+            trainer.save_checkpoint(fresh, weights_only=False)
             with open(fresh, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(fresh, self.run.resume_file)
@@ -174,6 +171,15 @@ class Keeper(lightning.Callback):
             fresh.unlink(missing_ok=True)
             raise CheckpointError(self.run.resume_file, f"could not be written ({error.strerror})",
                                   "free space and run again: it continues from the last saved step") from None
+
+
+def _lightning(config: TrainerConfig, run: Run, keeper: Keeper, clip_norm: float, logger) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator=accelerator(config.device), devices=1, precision=config.precision, max_steps=config.steps, max_epochs=-1,
+        gradient_clip_val=clip_norm or None, callbacks=[keeper], logger=logger or False, default_root_dir=run.folder,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        use_distributed_sampler=False, log_every_n_steps=1,
+    )
 
 
 def accelerator(device: str) -> str:
@@ -198,13 +204,15 @@ def _finite(value: float) -> float | None:
 @contextmanager
 def _quiet():
     """Without Lightning's advice on what is so by intention here."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger = logging.getLogger("lightning.pytorch")
     level = logger.level
-    logger.setLevel(logging.WARNING)  # banner lines on devices and tips
+    logger.setLevel(logging.WARNING)  # banner lines on devices, tips, why it stopped
     try:
         with warnings.catch_warnings():
             # loader.workers is the user's choice, and batches are made ready by a plan, not by worker count
             warnings.filterwarnings("ignore", message="The '.*dataloader' does not have many workers")
+            # Lightning 2.6 with torch 2.12 and later: its own way of looking into a batch
+            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             # training on a CPU beside an idle GPU was asked for
             warnings.filterwarnings("ignore", message="GPU available but not used")
             yield

@@ -1,0 +1,148 @@
+"""Pretraining: it learns, resumes bit by bit, keeps the best weights, and refuses what cannot be meant."""
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pretrain.checkpoint import load_checkpoint
+from pretrain.errors import CheckpointError, ConfigError
+from pretrain.module import DecodingModule
+from pretrain.train import pretrain
+from sharding.loader import LoaderConfig
+from tests.pretrain.conftest import tiny_config, tiny_model
+
+
+def rows(run):
+    with open(run / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def final_state(run):
+    return torch.load(run / "last.ckpt", weights_only=True)
+
+
+def test_the_run_folder_holds_what_the_contract_says(pretrained):
+    found = rows(pretrained)
+    assert [row["step"] for row in found] == ["0", "2", "4", "6", "8"]
+    assert [bool(row["valid/r2"]) for row in found] == [True, False, True, False, True]
+    last = {name: float(value) for name, value in found[-1].items()}
+    assert last["windows"] == 32 and last["valid/r2"] == pytest.approx(
+        (last["valid/r2/tiny/a"] + last["valid/r2/tiny/b"]) / 2, abs=1e-6)
+    assert last["train/grad_norm"] > 0 and last["epoch"] == pytest.approx(8 / 17, abs=1e-3)
+    told = json.loads((pretrained / "provenance.json").read_text())
+    assert told["finished"] and told["shards"]["digest"] and {"spikeloom", "torch"} <= told["versions"].keys()
+    assert final_state(pretrained)["global_step"] == 8
+
+
+def test_the_best_weights_on_validation_are_kept(pretrained):
+    best = json.loads((pretrained / "provenance.json").read_text())["best"]
+    scored = [row for row in rows(pretrained) if row["valid/r2"]]
+    top = max(scored, key=lambda row: float(row["valid/r2"]))
+    assert best["step"] == int(top["step"]) and best["valid/r2"] == pytest.approx(float(top["valid/r2"]), abs=1e-6)
+
+
+def test_it_learns(shards, tmp_path):
+    config = tiny_config(shards, tmp_path / "run", steps=150)
+    config = replace(config, sessions=["tiny/a"], loader=LoaderConfig(batch_windows=8), seed=1,
+                     trainer=replace(config.trainer, val_every=150, save_every=150))
+    scores = [float(row["valid/r2"]) for row in rows(pretrain(config)) if row["valid/r2"]]
+    assert scores[0] < 0.05 and scores[-1] > 0.2
+
+
+class Cut(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [2, 3, 7])  # before the first save at step 3, right after it, after the second at 6
+def test_a_run_cut_short_ends_with_the_same_bits(shards, pretrained, tmp_path, monkeypatch, at):
+    step = DecodingModule.training_step
+
+    def cut(self, batch, batch_idx):
+        if self.global_step == at:
+            raise Cut
+        return step(self, batch, batch_idx)
+
+    config = tiny_config(shards, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(DecodingModule, "training_step", cut)
+        with pytest.raises(Cut):
+            pretrain(config)
+    assert (tmp_path / "run" / "last.ckpt").exists() == (at >= 3)
+    torch.manual_seed(123)  # whatever was drawn meanwhile
+    run = pretrain(config)
+    whole, resumed = final_state(pretrained), final_state(run)
+    for name, weight in whole["state_dict"].items():
+        assert torch.equal(weight, resumed["state_dict"][name]), name
+    for ours, theirs in zip(resumed["optimizer_states"][0]["state"].values(),
+                            whole["optimizer_states"][0]["state"].values()):
+        assert all(torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(theirs[key])) for key in theirs)
+
+    def without_time(run):
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in rows(run)]
+
+    assert without_time(run) == without_time(pretrained)  # every step once
+    one, other = load_checkpoint(run).weights, load_checkpoint(pretrained).weights
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_a_finished_run_is_left_as_it_is(shards, pretrained, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in pretrained.rglob("*")}
+    monkeypatch.setattr(DecodingModule, "training_step", None)
+    assert pretrain(tiny_config(shards, pretrained)) == pretrained
+    assert {path: path.stat().st_mtime_ns for path in pretrained.rglob("*")} == before
+
+
+def test_other_settings_in_a_run_folder_are_refused_by_name(shards, pretrained):
+    config = tiny_config(shards, pretrained, model=tiny_model(depth=2), seed=7)
+    with pytest.raises(ConfigError, match="model.depth: 1 there, 2 here, seed: 42 there, 7 here") as error:
+        pretrain(config)
+    assert error.value.exit_code == 2
+    free = tiny_config(shards, pretrained)  # where and how fast may differ
+    pretrain(replace(free, trainer=replace(free.trainer, threads=2), loader=replace(free.loader, workers=1)))
+
+
+def test_a_damaged_last_checkpoint_is_one_line(shards, pretrained, tmp_path):
+    run = shutil.copytree(pretrained, tmp_path / "run")
+    told = json.loads((run / "provenance.json").read_text())
+    (run / "provenance.json").write_text(json.dumps(told | {"finished": None}))
+    data = (run / "last.ckpt").read_bytes()
+    (run / "last.ckpt").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match="cannot be read") as error:
+        pretrain(tiny_config(shards, run))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change, found", [
+    ({"shards": ""}, "shards: is not given"),
+    ({"run": ""}, "run: is not given"),
+    ({"sessions": ["nothing/*"]}, "no session fits 'nothing/\\*'"),
+    ({"exclude": ["tiny/*"]}, "leaves no session"),
+])
+def test_what_cannot_be_meant_is_one_line(shards, tmp_path, change, found):
+    with pytest.raises(ConfigError, match=found):
+        pretrain(replace(tiny_config(shards, tmp_path / "run"), **change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_absent_signal_is_named(shards, tmp_path):
+    config = tiny_config(shards, tmp_path / "run")
+    with pytest.raises(ConfigError, match="no signal 'hand_vel'"):
+        pretrain(replace(config, task=replace(config.task, signal="hand_vel")))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(shards, tmp_path, monkeypatch):
+    losses = DecodingModule.losses
+    monkeypatch.setattr(DecodingModule, "losses", lambda self, batch: (losses(self, batch)[0] * float("nan"), None)
+                        if self.training else losses(self, batch))
+    with pytest.raises(ConfigError, match="step 2: the loss is nan; lower optim.lr"):
+        pretrain(tiny_config(shards, tmp_path / "run"))
+
+
+def test_workers_hand_over_the_same_batches(shards, pretrained, tmp_path):
+    config = tiny_config(shards, tmp_path / "run", loader=LoaderConfig(batch_windows=4, workers=1))
+    one, other = final_state(pretrain(config))["state_dict"], final_state(pretrained)["state_dict"]
+    assert all(torch.equal(one[name], other[name]) for name in other)
