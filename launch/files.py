@@ -44,8 +44,7 @@ def _refuse_file(path: str, source: str) -> NoReturn:
     where = f"{source}: {path}" if source else path
     if Path(path).suffix not in (".yaml", ".yml"):
         raise ConfigError(where, "not the path of a YAML file", "give a file that ends in .yaml")
-    shipped = {str(file.relative_to(root)) for root in config_folders() for file in root.rglob("*.yaml")}
-    found = difflib.get_close_matches(path.removeprefix("configs/"), sorted(shipped), n=1, cutoff=0.5)
-    found = found or sorted(name for name in shipped if Path(name).name == Path(path).name)
-    do = "did you mean " + " or ".join(f"configs/{name}" for name in found) + "?" if found else "check the path"
-    raise ConfigError(where, "no such file", do)
+    shipped = sorted({file.relative_to(root).as_posix() for root in config_folders() for file in root.rglob("*.yaml")})
+    near = difflib.get_close_matches(Path(path).stem, {Path(name).stem for name in shipped}, n=1, cutoff=0.7)
+    found = [f"configs/{name}" for name in shipped if Path(name).stem in near]
+    raise ConfigError(where, "no such file", f"did you mean {' or '.join(found)}?" if found else "check the path")

@@ -57,11 +57,11 @@ def show_file(path: Path) -> None:
 def show_session(session: Session) -> None:
     """Facts, units by region, signals and splits of one session."""
     minutes, rate = session.domain.seconds / 60, len(session.spikes.time) / max(session.domain.seconds, 1e-9)
-    print_table(f"session {session.id}", ["", " "], [
+    print_table(f"session {session.id}", ["", ""], [
         ["subject", session.subject], ["paradigm", session.paradigm], ["recorded (min)", minutes],
         ["units", len(session.units)], ["spikes", len(session.spikes.time)],
         ["rate of a unit (Hz)", rate / max(len(session.units), 1)], ["trials", len(session.trials)],
-        *([key.replace("_", " "), value] for key, value in session.provenance.items())])
+        *([key.replace("_", " "), value] for key, value in session.provenance.items() if value)])
     regions, counts = np.unique(np.array(session.units.region, dtype=str), return_counts=True)
     print_table("units", ["region", "units"], list(zip(regions.tolist(), counts.tolist())))
     print_table("signals", ["signal", "dims", "unit", "Hz", "samples", "valid (%)", "lowest", "highest", "from"],
@@ -115,7 +115,7 @@ def show_prepared(report: PrepareReport) -> None:
 def show_shards(index: ShardIndex, root) -> None:
     """Totals and sessions of a shard root, and what was refused when it was written."""
     total = index.summary()
-    print_table(f"shards in {root}", ["", " "], [
+    print_table(f"shards in {root}", ["", ""], [
         ["format", total["format"]], ["sessions", total["sessions"]], ["units", total["units"]],
         ["spikes", total["spikes"]], *([f"{split} (h)", hours] for split, hours in total["hours"].items()),
         ["shard files", total["shards"]], ["MB", total["bytes"] / 1e6], ["segments", total["segments"]],
@@ -137,7 +137,7 @@ def show_checkpoint(folder: Path) -> None:
     checkpoint = load_checkpoint(folder)
     numbers = sum(tensor.numel() for tensor in checkpoint.weights.values())
     parts = {part: checkpoint.config.get(part) or {} for part in ("model", "task")}
-    print_table(f"checkpoint {folder}", ["", " "], [
+    print_table(f"checkpoint {folder}", ["", ""], [
         ["format", checkpoint.format], ["commit", checkpoint.commit], ["model", parts["model"].get("name")],
         ["task", parts["task"].get("name")], ["signal", parts["task"].get("signal")],
         ["window (s)", checkpoint.config.get("window_s")],
@@ -151,7 +151,7 @@ def show_run(folder) -> None:
     rows = [["started", record.provenance.get("started")], ["finished", record.provenance.get("finished")]]
     for label, curve in record.curves.items():
         rows += _curve_rows(curve, "" if len(record.curves) == 1 else f"{label}: ")
-    print_table(f"run {folder}", ["", " "], [row for row in rows if row[1] is not None])
+    print_table(f"run {folder}", ["", ""], [row for row in rows if row[1] is not None])
     if record.results is not None:
         show_results(record.results)
 

@@ -23,7 +23,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 
 def _draw(title, columns, cells, numeric) -> None:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=any(columns))
     for name, right in zip(columns, numeric):
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in cells:
@@ -34,7 +34,7 @@ def _draw(title, columns, cells, numeric) -> None:
 def _write(title, columns, cells, numeric) -> None:
     widths = [max(len(line[n]) for line in [columns, *cells]) for n in range(len(columns))]
     print(title)
-    for line in [columns, *cells]:
+    for line in [columns, *cells] if any(columns) else cells:
         parts = [cell.rjust(w) if right else cell.ljust(w) for cell, w, right in zip(line, widths, numeric)]
         print("  " + "  ".join(parts).rstrip())
 

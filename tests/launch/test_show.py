@@ -1,0 +1,131 @@
+"""`spikeloom show` and the table of `spikeloom prepare`: what a path holds, in the numbers of the data."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from data_prep.store import load_session
+from data_prep.synthetic import SyntheticConfig, write_sessions
+from launch.cli import main
+from pretrain.checkpoint import Checkpoint, save_checkpoint
+from sharding.statistics import TargetStatistics
+from sharding.vocabulary import Vocabulary
+
+RECIPE = "configs/dandisets/synthetic.yaml"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with one NWB file and a file that is none, prepared and sharded; and the exit code of prepare."""
+    root = tmp_path_factory.mktemp("made")
+    write_sessions(root / "nwb", SyntheticConfig(minutes=0.5, sessions=1))
+    (root / "nwb" / "broken.nwb").write_bytes(b"not HDF5")
+    code = main(["prepare", RECIPE, f"source={root / 'nwb'}", f"output={root / 'sessions'}", "recipe.min_train_s=1",
+                 "workers=0"])
+    assert main(["shard", f"sessions={root / 'sessions'}", f"output={root / 'shards'}"]) == 0
+    return root, code
+
+
+@pytest.fixture
+def shown(capsys):
+    """shown(path, ...) runs `spikeloom show` and gives the exit code, stdout and stderr."""
+    def run(*words):
+        capsys.readouterr()
+        code = main(["show", *map(str, words)])
+        told = capsys.readouterr()
+        return code, told.out, told.err
+    return run
+
+
+def test_prepare_tells_what_it_read_and_refused_and_exits_1(made, capsys):
+    root, code = made
+    assert code == 1
+    again = main(["prepare", RECIPE, f"source={root / 'nwb'}", f"output={root / 'sessions'}", "recipe.min_train_s=1"])
+    out = capsys.readouterr().out
+    assert again == 1
+    assert "sub-Ada_ses-CO-01.nwb  kept    synthetic/Ada_CO-01" in out
+    assert "broken.nwb: " in out.split("refused\n")[1]
+    assert "2 files: 0 read, 1 kept, 1 refused" in out
+
+
+def test_dry_run_of_prepare_reads_one_file_and_writes_nothing(made, tmp_path, capsys):
+    file = made[0] / "nwb" / "sub-Ada_ses-CO-01.nwb"
+    words = [RECIPE, f"source={file}", f"output={tmp_path / 'out'}", "recipe.min_train_s=1", "--dry-run"]
+    assert main(["prepare", *words]) == 0
+    out = capsys.readouterr().out
+    assert "cursor_vel" in out and "# the recipe synthetic makes session synthetic/Ada_CO-01 of it" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_stored_session(made, shown):
+    path = next((made[0] / "sessions").glob("*.h5"))
+    session = load_session(path)
+    code, out, _ = shown(path)
+    assert code == 0
+    assert f"session {session.id}" in out
+    assert f"{len(session.spikes.time):,}" in out
+    assert "cursor_vel     2  cm/s  100" in out
+
+
+def test_a_folder_of_sessions_tells_of_a_damaged_one_and_goes_on(made, shown, tmp_path):
+    whole = next((made[0] / "sessions").glob("*.h5"))
+    shutil.copy(whole, tmp_path / "a.h5")
+    (tmp_path / "b.h5").write_bytes(whole.read_bytes()[:1000])
+    code, out, _ = shown(tmp_path)
+    assert code == 0
+    assert "synthetic/Ada_CO-01" in out and "b.h5" in out
+
+
+def test_a_shard_root_and_its_checksums(made, shown, tmp_path):
+    root = tmp_path / "shards"
+    shutil.copytree(made[0] / "shards", root)
+    assert "synthetic/Ada_CO-01" in shown(root, "verify=true")[1]
+    tar = next(root.glob("train-*.tar"))
+    data = bytearray(tar.read_bytes())
+    data[len(data) // 2] ^= 1
+    tar.write_bytes(data)
+    code, _, err = shown(root, "verify=true")
+    assert code == 1 and tar.name in err and err.count("\n") == 1
+
+
+def test_a_checkpoint(shown, tmp_path):
+    statistics = TargetStatistics({"s/1": (np.zeros(2), np.ones(2))})
+    config = {"model": {"name": "poyo"}, "task": {"name": "regression", "signal": "cursor_vel"}, "window_s": 1.0}
+    save_checkpoint(tmp_path / "c", Checkpoint({"model.x": torch.zeros(3, 4)}, config, Vocabulary(("s/1/u1", "s/1/u2")),
+                                               Vocabulary(("s/1",)), statistics))
+    code, out, _ = shown(tmp_path / "c")
+    assert code == 0
+    lines = {line.split("  ")[1].strip(): line.split()[-1] for line in out.splitlines() if line.count("  ") > 1}
+    assert lines["parameters"] == "12" and lines["units"] == "2" and lines["signal"] == "cursor_vel"
+
+
+def test_a_run(shown, tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,train/loss,valid/r2\n0,,0.1\n10,0.5,\n20,0.25,0.625\n")
+    score = {"r2": 0.75, "r2_per_dim": [0.7, 0.8], "samples": 9}
+    (tmp_path / "results.json").write_text(json.dumps({
+        "format": 1, "split": "test", "signal": "cursor_vel", "unit_of_measure": "cm/s", "mean": {"POYO": 0.75},
+        "sessions": {"s/1": {"models": {"POYO": score}}}}))
+    code, out, _ = shown(tmp_path)
+    assert code == 0
+    for line in ("best validation R2  0.625", "last training loss   0.25", "R2 of cursor_vel on the test split",
+                 "s/1      0.75"):
+        assert line in out
+
+
+@pytest.mark.parametrize("name, content, code, hint", [
+    ("x.nwb", b"", 1, "spikeloom prepare RECIPE"),
+    ("x.txt", b"", 1, "not a stored session"),
+    ("x.h5", b"", 1, "x.h5"),
+    ("absent", None, 2, "no such file or folder"),
+    ("empty/x.txt", b"", 1, "nothing of Spikeloom's"),
+])
+def test_what_is_none_of_ours_is_one_line(shown, tmp_path, name, content, code, hint):
+    path = tmp_path / name
+    if content is not None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    got, _, err = shown(path.parent if "/" in name else path)
+    assert got == code and hint in err and err.count("\n") == 1
