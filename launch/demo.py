@@ -1,7 +1,8 @@
 """`spikeloom demo`: NWB files -> sessions -> shards -> a pretrained model -> two adapted ones -> scores and a report.
 
 Without a folder of NWB files it simulates eight sessions of three animals and adapts to the animal that pretraining never
-saw. Every stage is done once; a second call goes on where the first stopped.
+saw. Every stage is done once; a second call goes on where the first stopped. Like any verb it imports the floors inside
+its functions: `--help` and the first line of the first stage come at once.
 """
 
 import glob
@@ -10,18 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_prep.errors import ConfigError, DataError
-from data_prep.prepare import PrepareConfig, prepare
-from data_prep.synthetic import SyntheticConfig, write_sessions
 from launch.config import as_mapping, load
 from launch.record import Results, read_run
 from launch.report import compare, headline, write_report
 from launch.stages import Stages, files_digest
 from launch.table import print_table
-from pretrain.evaluate import EvaluateConfig, evaluate
-from pretrain.finetune import FinetuneConfig, finetune
-from pretrain.train import PretrainConfig, pretrain
-from sharding.index import ShardIndex
-from sharding.shard import ShardConfig, shard
 
 SYNTHETIC_RECIPE = "dandisets/synthetic.yaml"
 PRETRAINING = "pretraining"
@@ -55,6 +49,8 @@ def demo(config: DemoConfig) -> Path:
     The last two sessions by name are held out from pretraining (the last one where there are fewer than four). A single
     session is learned from scratch. Raises whatever a stage raises; what is done stays done.
     """
+    from sharding.index import ShardIndex
+
     began = time.monotonic()
     nwb, recipe = _source(config)
     stages = Stages(Path(config.output), total=_count_stages(config, nwb))
@@ -97,6 +93,8 @@ def _count_stages(config: DemoConfig, nwb: Path) -> int:
 
 
 def _simulate(stages: Stages, config: DemoConfig) -> Path:
+    from data_prep.synthetic import SyntheticConfig, write_sessions
+
     synthetic = SyntheticConfig(minutes=config.minutes, seed=config.seed)
 
     def work(folder: Path) -> str:
@@ -107,6 +105,9 @@ def _simulate(stages: Stages, config: DemoConfig) -> Path:
 
 def _shards(stages: Stages, config: DemoConfig, nwb: Path, recipe: str) -> Path:
     """NWB files into sessions, those into shards; gives the folder of the shards."""
+    from data_prep.prepare import PrepareConfig, prepare
+    from sharding.shard import ShardConfig, shard
+
     plain = load(PrepareConfig, recipe, [], positional="recipe")
 
     def read(folder: Path) -> str:
@@ -131,6 +132,9 @@ def _shards(stages: Stages, config: DemoConfig, nwb: Path, recipe: str) -> Path:
 
 def _learn(stages: Stages, config: DemoConfig, shards: Path, known: list[str], new: list[str]) -> dict[str, Path]:
     """Pretrain, and adapt in both ways where sessions are held out; run folders by label."""
+    from pretrain.finetune import FinetuneConfig, finetune
+    from pretrain.train import PretrainConfig, pretrain
+
     paths = {"shards": str(shards), "seed": config.seed}
     training = replace(load(PretrainConfig, config.pretrain, []), **paths, sessions=_exactly(known), exclude=[])
     base = stages.run(
@@ -158,6 +162,8 @@ def _learn(stages: Stages, config: DemoConfig, shards: Path, known: list[str], n
 
 def _judge(stages: Stages, runs: dict[str, Path], shards: Path, sessions: list[str]) -> Path:
     """Evaluate the adapted models beside the linear one; gives the folder of the results."""
+    from pretrain.evaluate import EvaluateConfig, evaluate
+
     judged = {label: runs[label] for label in [*reversed(MODES.values()), ALONE] if label in runs}
 
     def work(folder: Path) -> str:
