@@ -1,0 +1,92 @@
+"""The README is run: every command of its bash blocks, in order, on recordings small enough for a test.
+
+A command is taken as written; SMALL appends settings that make it short, and `make` is asked what it would do.
+"""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from data_prep.synthetic import SyntheticConfig, write_sessions
+from launch.cli import main
+from launch.commands import VERBS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FILES = ("sub-Ada_ses-CO-01", "sub-Bix_ses-CO-03", "sub-Cleo_ses-CO-02")  # of eight: one an animal
+SHORT = ["trainer.steps=4", "trainer.val_every=2", "trainer.save_every=4", "trainer.log_every=2",
+         "trainer.val_step_s=1", "loader.batch_windows=2"]
+SMALL = {
+    "prepare": ["recipe.min_train_s=1", "workers=0"],
+    "pretrain": ["model=model/poyo_tiny.yaml", *SHORT],
+    "finetune": ["freeze_steps=2", *SHORT],
+    "evaluate": ["step_s=1"],
+    "bench": ["minutes=0.5", "sessions=1", "repeats=1"],
+}
+
+
+def commands(text: str) -> list[str]:
+    """The command lines of the fenced bash blocks of a Markdown text."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+
+
+def words_of(command: str) -> list[str]:
+    """The words after `spikeloom`, made short where the command would do something."""
+    words = shlex.split(command)[1:]
+    return words if {"--help", "--version"} & set(words) else words + SMALL.get(words[0], [])
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A directory as the README leaves one after `make demo`, with three short sessions for the eight."""
+    root = tmp_path_factory.mktemp("readme")
+    written = write_sessions(root / "all", SyntheticConfig(minutes=0.7, sessions=8))
+    (root / "demo" / "nwb").mkdir(parents=True)
+    for path in written:
+        if path.stem in FILES:
+            shutil.move(path, root / "demo" / "nwb")
+    return root
+
+
+def test_the_commands_of_the_readme_run_in_their_order(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    ran = [line for line in commands(README) if line.startswith("spikeloom ")]
+    for command in ran:
+        assert main(words_of(command)) == 0, f"{command}\n{capsys.readouterr().err}"
+    assert {shlex.split(line)[1] for line in ran} >= set(VERBS) - {"demo"}, "a verb is missing from the README"
+    assert (workplace / "runs" / "finetune" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("command", [line for line in commands(README) if line.startswith("make ")])
+def test_make_knows_its_targets(command):
+    done = subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("spikeloom demo" if "demo" in command else "-m pytest") in done.stdout
+
+
+def test_the_readme_shows_no_other_kind_of_command():
+    first = {line.split()[0] for line in commands(README)}
+    assert first <= {"make", "spikeloom", "source"}, "a command that no test runs"
+
+
+def test_files_and_folders_named_in_the_readme_exist():
+    named = re.findall(r"`((?:configs|data_prep|sharding|pretrain|launch|tests)/[\w/.]*)`|\]\(([\w.]+)\)", README)
+    named += [(path, "") for line in commands(README) for path in re.findall(r"configs/[\w/]+\.yaml", line)]
+    assert len(named) > 8
+    assert not [name for pair in named for name in pair if name and not (ROOT / name).exists()]
+
+
+@pytest.mark.slow
+def test_the_demo_itself(tmp_path, monkeypatch, capsys):
+    """What `make demo` runs, whole: minutes on two cores."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "output=demo"]) == 0
+    assert (tmp_path / "demo" / "report" / "report.html").is_file()
+    capsys.readouterr()
+    assert main(["demo", "output=demo"]) == 0  # again: every stage is already done
+    assert "..." not in "\n".join(line for line in capsys.readouterr().out.splitlines() if line.startswith("["))
