@@ -34,6 +34,7 @@ from sharding.loader import LoaderConfig, eval_loader
 from sharding.sampling import Sampling
 
 FORMAT = 1
+SPLITS = ("test", "valid", "train")
 WIENER = {"Wiener filter": False, "Wiener filter (causal)": True}  # label -> whether it sees the past alone
 RASTER_S = 10.0
 
@@ -51,7 +52,7 @@ class EvaluateConfig:
     sessions: list[str] = field(default_factory=list)
     "sessions, by glob patterns of their ids; empty are those the run was trained on"
     split: str = "test"
-    "split to judge on: test, or valid"
+    "split to judge on: test, valid or train"
     step_s: float = 0.5
     "seconds between overlapping windows, whose predictions are averaged"
     wiener: bool = True
@@ -120,6 +121,8 @@ def _completed(config: EvaluateConfig) -> EvaluateConfig:
     """The config with what it leaves open taken from the run folder."""
     if not config.run:
         raise ConfigError("run", "is not given", "give run=FOLDER")
+    if config.split not in SPLITS:
+        raise ConfigError("split", f"{config.split!r} is not a split", f"take one of {', '.join(SPLITS)}")
     run = settings_of(config.run)
     filled = {
         "checkpoints": config.checkpoints or {config.label: config.run}, "shards": config.shards or run.get("shards", ""),

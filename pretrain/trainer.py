@@ -76,6 +76,7 @@ def fit(run: Run, module: DecodingModule, data: ShardDataModule, facts: dict, co
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     finally:
         tracker.close()
+    assert trainer.global_step == config.steps, "the plan gave fewer batches than steps"
     run.close(seconds=round(tracker.file.seconds, 1), best={"step": keeper.best_step, "valid/r2": _finite(keeper.best)},
               device=str(trainer.strategy.root_device))
 
