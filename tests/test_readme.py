@@ -25,7 +25,7 @@ SMALL = {
     "pretrain": ["model=model/poyo_tiny.yaml", *SHORT],
     "finetune": ["freeze_steps=2", *SHORT],
     "evaluate": ["step_s=1"],
-    "bench": ["minutes=0.5", "sessions=1", "repeats=1"],
+    "bench": ["minutes=1", "sessions=1", "repeats=1"],
 }
 
 
