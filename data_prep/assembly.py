@@ -21,12 +21,12 @@ from data_prep.trials import Trials, find_phase, find_trials, passes
 
 def read_session(path: Path, recipe: Recipe) -> Session:
     """The session a recipe sees in an NWB file, checked; raises SessionError or RecipeError in one line."""
+    check_recipe(recipe)
     return assemble(read_recording(path, recipe), recipe)
 
 
 def assemble(recording: Recording, recipe: Recipe) -> Session:
-    """The session a recipe sees in a recording, checked; raises SessionError or RecipeError."""
-    check_recipe(recipe)
+    """The session a checked recipe sees in a recording, checked; raises SessionError."""
     recording, where = repair(recording, recipe.repairs), recording.name
     units, spikes, notes = _units(recording, recipe.units)
     signals = _signals(recording, recipe)

@@ -24,21 +24,20 @@ def read_recording(path: Path, recipe: Recipe) -> Recording:
     name = path.name
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")  # kept in the provenance: a file with oddities is read, and they are told
-        with _opened(path) as (version, nwb):
-            with _damage_told(name):
-                count, times = _spikes(name, nwb)
-                series = {key: found for key, signal in recipe.signals.items()
-                          if (found := _find_series(name, nwb, key, signal)) is not None}
-                recording = Recording(
-                    name=name, series=series, spike_time=times, spike_count=count,
-                    subject=(nwb.subject.subject_id if nwb.subject else "") or "",
-                    session_id=nwb.session_id or "", identifier=nwb.identifier or "",
-                    unit_columns={"id": np.asarray(nwb.units.id[:]).astype(str), **_columns(nwb.units, skip="id")},
-                    region=_regions(nwb.units, recipe.units.region), observed=_observed(nwb.units),
-                    tables={table.name: _columns(table) for table in _tables(nwb)},
-                    provenance={"nwb_version": version, "identifier": nwb.identifier or "",
-                                "session_start_time": str(nwb.session_start_time),
-                                "spike_resolution_s": str(nwb.units.resolution or "")})
+        with _opened(path) as (version, nwb), _damage_told(name):
+            count, times = _spikes(name, nwb)
+            series = {key: found for key, signal in recipe.signals.items()
+                      if (found := _find_series(name, nwb, key, signal)) is not None}
+            recording = Recording(
+                name=name, series=series, spike_time=times, spike_count=count,
+                subject=(nwb.subject.subject_id if nwb.subject else "") or "",
+                session_id=nwb.session_id or "", identifier=nwb.identifier or "",
+                unit_columns={"id": np.asarray(nwb.units.id[:]).astype(str), **_columns(nwb.units, skip="id")},
+                region=_regions(nwb.units, recipe.units.region), observed=_observed(nwb.units),
+                tables={table.name: _columns(table) for table in _tables(nwb)},
+                provenance={"nwb_version": version, "identifier": nwb.identifier or "",
+                            "session_start_time": str(nwb.session_start_time),
+                            "spike_resolution_s": str(nwb.units.resolution or "")})
     said = dict.fromkeys(str(w.message).strip().split("\n")[0] for w in caught)
     return replace(recording, provenance={**recording.provenance, "reader_warnings": "\n".join(said)})
 

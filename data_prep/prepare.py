@@ -213,7 +213,7 @@ def _prepare_one(path: Path, file: str, recipe: Recipe, output: Path, stored: li
         row = _kept(path, file, recipe, stored) or _read(path, file, recipe, output, stored)
     except MendableError as error:
         row = Row(file, REFUSED, message=str(error))
-    except Exception as error:  # ours: the other files go on, the report keeps the traceback
+    except Exception as error:  # noqa: BLE001 - ours: the other files go on, the report keeps the traceback
         row = Row(file, REFUSED, message=f"{file}: {type(error).__name__}: {error}; a fault of spikeloom, see report.json",
                   trace=traceback.format_exc())
     if row.status == REFUSED:

@@ -6,6 +6,7 @@ import re
 from dataclasses import asdict, dataclass, field
 
 from data_prep.errors import RecipeError
+from data_prep.repairs import REPAIRS
 
 FORMAT = 1  # part of every hash: raise it when the same recipe would read the same file differently
 
@@ -258,10 +259,16 @@ def check_recipe(recipe: Recipe) -> None:
     named += [("splits.by", recipe.splits.by, {"trial", "blocks", "column"})]
     named += [("splits.rest", recipe.splits.rest, {"train", "drop"})]
     named += [("splits.values", name, {"train", "valid", "test"}) for name in recipe.splits.values]
+    named += [("repairs", name, set(REPAIRS)) for name in recipe.repairs]
     named += [("session", recipe.session, {"session_id", "identifier", "file"})]
     for key, value, known in named:
         if value not in known:
             raise RecipeError(where, f"{key} names {value!r}", f"choose from {', '.join(sorted(known)) or 'nothing'}")
+    for pattern in recipe.units.region_map:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise RecipeError(where, f"units.region_map has {pattern!r} ({error})", "write a regular expression") from error
     for name in recipe.signals:
         _check_signal(where, name, recipe.signals)
     _check_numbers(where, recipe)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from data_prep.errors import RecipeError, SessionError
+from data_prep.errors import SessionError
 from data_prep.recording import Recording, Series
 
 PAUSE_S = 60.0  # seconds put between the blocks of a recording whose clock was reset
@@ -57,7 +57,7 @@ def clock_reset(recording: Recording) -> Recording:
     table = recording.tables.get("trials", {})
     if len(table.get("start_time", ())) < 2:
         return recording
-    trial_block = np.append(0, np.cumsum(table["start_time"][1:] < table["stop_time"][:-1]))
+    trial_block = _overlaps(table["start_time"], table["stop_time"])
     resets = int(trial_block[-1])
     if resets == 0:
         return recording
@@ -89,6 +89,11 @@ def _falls(time: np.ndarray) -> np.ndarray:
     return np.append(0, np.cumsum(np.diff(time) < 0))[: len(time)]
 
 
+def _overlaps(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """Block (n,) of each interval: how often one started before the one above it had ended."""
+    return np.append(0, np.cumsum(start[1:] < stop[:-1]))[: len(start)]
+
+
 def _blocks(where: str, name: str, one: Series, resets: int) -> np.ndarray:
     block = _falls(one.time)
     if len(block) and block[-1] != resets:
@@ -112,7 +117,7 @@ def _shifts(seen: list[tuple[np.ndarray, np.ndarray]], resets: int) -> np.ndarra
 def _observed(recording: Recording, keep: np.ndarray, shift: np.ndarray, resets: int) -> tuple[np.ndarray, ...]:
     """Observation intervals on the new clock; none at all where a unit's do not show the resets."""
     kept = [rows for rows, unit_kept in zip(recording.observed, keep) if unit_kept]
-    blocks = [_falls(rows[:, 0]) for rows in kept]
+    blocks = [_overlaps(rows[:, 0], rows[:, 1]) for rows in kept]
     if any(len(block) and block[-1] != resets for block in blocks):
         return ()
     return tuple(rows + shift[block][:, None] for rows, block in zip(kept, blocks))
@@ -127,9 +132,7 @@ REPAIRS: dict[str, Callable[[Recording], Recording]] = {
 
 
 def repair(recording: Recording, names: list[str]) -> Recording:
-    """The recording after the named mends, in order; raises RecipeError for a name that is not one."""
+    """The recording after the named mends, in order."""
     for name in names:
-        if name not in REPAIRS:
-            raise RecipeError("repairs", f"no repair is called {name!r}", f"choose from {', '.join(REPAIRS)}")
         recording = REPAIRS[name](recording)
     return recording

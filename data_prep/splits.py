@@ -1,5 +1,7 @@
 """Domain and trials -> train, valid and test: disjoint, seeded, with guard bands between them."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from data_prep.errors import SessionError
@@ -49,7 +51,7 @@ def blocks(domain: Intervals, count: int) -> list[Intervals]:
     laid = np.concatenate([[0.0], np.cumsum(whole.stop - whole.start)])  # the domain end to end, without its gaps
     cuts = np.linspace(0.0, laid[-1], count + 1)
     parts = []
-    for low, high in zip(cuts[:-1], cuts[1:]):
+    for low, high in pairwise(cuts):
         first, last = np.searchsorted(laid, low, "right") - 1, np.searchsorted(laid, high, "left")
         shift = whole.start[first:last] - laid[first:last]
         parts.append(Intervals.of(zip(np.maximum(low, laid[first:last]) + shift,

@@ -45,9 +45,9 @@ def save_session(session: Session, folder: Path) -> Path:
     """Store a session whole or not at all; raises SessionError where it cannot be written or another file's
     session has the same id."""
     path = session_path(session.id, folder)
-    with atomic(path, session.id, check=lambda: _refuse_namesake(path, session)) as stream:
-        with h5py.File(stream, "w") as file:
-            _write(file, session)
+    whole = atomic(path, session.id, check=lambda: _refuse_namesake(path, session))
+    with whole as stream, h5py.File(stream, "w") as file:
+        _write(file, session)
     return path
 
 

@@ -1,0 +1,113 @@
+"""Splits are disjoint, inside the domain and a guard apart, however domain and trials lie; draws follow the seed."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.errors import SessionError
+from data_prep.recipe import SplitsRecipe
+from data_prep.session import Intervals
+from data_prep.splits import blocks, rounded, sizes, split_domain
+from data_prep.trials import NO_TRIALS, Trials
+
+stretch = st.tuples(st.floats(0.0, 5.0), st.floats(0.5, 60.0))  # pause before it, duration
+
+
+def laid_out(parts) -> Intervals:
+    edges = np.cumsum(np.array(parts).reshape(-1))
+    return Intervals.of(zip(edges[0::2], edges[1::2]))
+
+
+def some_trials(count: int, each_s: float = 3.0, gap_s: float = 0.0, columns: dict | None = None) -> Trials:
+    start = np.arange(count) * (each_s + gap_s)
+    return Trials(start, start + each_s, np.ones(count, bool), columns or {})
+
+
+def distance(one: Intervals, other: Intervals) -> float:
+    return min((max(c - b, a - d) for a, b in one for c, d in other), default=np.inf)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(stretch, min_size=1, max_size=6), st.floats(0, 2), st.integers(4, 20), st.booleans(), st.integers(0, 99))
+def test_no_window_of_one_split_sees_another(parts, guard, count, by_trial, seed):
+    domain = rounded(laid_out(parts), 0.5)
+    recipe = SplitsRecipe(by="trial" if by_trial else "blocks", blocks=count, guard_s=guard, seed=seed)
+    try:
+        splits = split_domain("here", recipe, domain, some_trials(40), min_s=0.5)
+    except SessionError as refusal:
+        assert by_trial and "usable trials" in refusal.found
+        return
+    for name, split in splits.items():
+        assert split.difference(domain.dilated(2e-6)).seconds == 0
+        assert all(stop - start >= 0.5 - 1e-9 for start, stop in split)
+        for other in set(splits) - {name}:
+            assert distance(split, splits[other]) >= guard - 3e-6
+
+
+@given(st.lists(stretch, min_size=1, max_size=6), st.integers(1, 12))
+def test_blocks_share_the_domain_equally_and_wholly(parts, count):
+    domain = laid_out(parts)
+    cut = blocks(domain, count)
+    assert np.allclose([part.merged().seconds for part in cut], domain.merged().seconds / count)
+    assert np.isclose(Intervals.of(pair for part in cut for pair in part).merged().seconds, domain.merged().seconds)
+    assert all(a.stop[-1] <= b.start[0] + 1e-9 for a, b in pairwise(cut))
+
+
+@given(st.integers(3, 500))
+def test_sizes_add_up_and_leave_none_empty(count):
+    parts = sizes(count, (0.7, 0.1, 0.2))
+    assert sum(parts) == count and min(parts) >= 1
+    assert np.abs(np.array(parts) - count * np.array([0.7, 0.1, 0.2])).max() <= 1.5
+
+
+def test_twenty_blocks_are_fourteen_two_four():
+    splits = split_domain("here", SplitsRecipe(blocks=20, guard_s=0), Intervals.of([(0, 1200)]), NO_TRIALS, 1.0)
+    assert [round(splits[name].seconds) for name in ("train", "valid", "test")] == [840, 120, 240]
+
+
+def test_the_draw_is_numpys_permutation_of_the_seed():
+    order = np.random.default_rng(42).permutation(20)
+    splits = split_domain("here", SplitsRecipe(blocks=20, guard_s=0), Intervals.of([(0, 1200)]), NO_TRIALS, 1.0)
+    middles = 60.0 * order + 30
+    assert splits["train"].contains(middles[:14]).all()
+    assert splits["valid"].contains(middles[14:16]).all()
+    assert splits["test"].contains(middles[16:]).all()
+
+
+def test_train_takes_the_time_between_trials_only_if_told():
+    domain, trials = Intervals.of([(0, 400)]), some_trials(40, 3.0, 7.0)
+    everything = split_domain("here", SplitsRecipe(by="trial"), domain, trials, 1.0)
+    only = split_domain("here", SplitsRecipe(by="trial", rest="drop"), domain, trials, 1.0)
+    assert only["train"].seconds == 28 * 3 and only["test"].seconds == everything["test"].seconds == 8 * 3
+    assert everything["train"].seconds > 250
+
+
+def test_only_valid_trials_are_drawn_and_the_others_train():
+    domain, trials = Intervals.of([(0, 400)]), some_trials(40, 3.0, 7.0)
+    bad = Trials(trials.start, trials.stop, np.arange(40) % 2 == 0, {})
+    splits = split_domain("here", SplitsRecipe(by="trial"), domain, bad, 1.0)
+    wrong = trials.start[1::2] + 1.5
+    assert splits["train"].contains(wrong).all()
+
+
+def test_a_column_names_the_splits_and_the_unnamed_one_is_drawn_from_train():
+    domain = Intervals.of([(0, 400)])
+    column = np.array(["train"] * 30 + ["val"] * 10)
+    recipe = SplitsRecipe(by="column", column="split", values={"train": ["train"], "test": ["val"]}, train=0.8,
+                          valid=0.2, test=0.0, rest="drop", guard_s=0)
+    splits = split_domain("here", recipe, domain, some_trials(40, 3.0, 7.0, {"split": column}), 1.0)
+    assert [round(splits[name].seconds / 3) for name in ("train", "valid", "test")] == [24, 6, 10]
+    assert splits["test"].start.min() == 300
+
+
+def test_one_trial_cannot_be_split():
+    with pytest.raises(SessionError, match="1 usable trials to share between 3 splits; split it by blocks of time"):
+        split_domain("here", SplitsRecipe(by="trial"), Intervals.of([(0, 100)]), some_trials(1), 1.0)
+
+
+def test_a_column_that_is_not_there_is_told():
+    with pytest.raises(SessionError, match="no column 'split'"):
+        split_domain("here", SplitsRecipe(by="column", column="split"), Intervals.of([(0, 100)]), some_trials(9), 1.0)
