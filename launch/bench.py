@@ -130,11 +130,11 @@ def _ingest(recipe: str, file: Path) -> dict:
     with TemporaryDirectory() as output:
         began = time.perf_counter()
         command = [sys.executable, "-m", "launch", "prepare", recipe, f"source={file}", f"output={output}", "workers=0"]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        told = child.stdout.read()
-        _, status, usage = os.wait4(child.pid, 0)
-        wall_s = time.perf_counter() - began
-        child.returncode = os.waitstatus_to_exitcode(status)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+            told = child.stdout.read()
+            _, status, usage = os.wait4(child.pid, 0)  # tells the memory of this child alone
+            wall_s = time.perf_counter() - began
+            child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
             raise DataError(file, f"it was refused: {told.strip()[-300:]}", "measure with files that its recipe reads")
         row = json.loads((Path(output) / "report.json").read_text(encoding="utf-8"))["rows"][0]

@@ -6,6 +6,7 @@ import pytest
 
 from launch.bench import BenchConfig, bench, machine
 from launch.cli import main
+from launch.config import load
 
 SMALL = ["minutes=0.5", "sessions=1", "repeats=1", "recipe=small.yaml"]
 
@@ -43,6 +44,7 @@ def test_the_machine_is_named():
 
 @pytest.mark.slow
 def test_every_part_measures_something(small):
-    measured = bench(BenchConfig(minutes=1.0, sessions=1, repeats=1, recipe="small.yaml", seconds=0.5))
+    words = [*SMALL, "seconds=0.5", "workers=[0, 1]", "training.trainer.steps=8", "training.loader.batch_windows=4"]
+    measured = bench(load(BenchConfig, None, words))
     assert {m.what for m in measured} >= {"ingestion", "prepare, peak memory", "loader", "training"}
     assert all(m.value > 0 for m in measured)
