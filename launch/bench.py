@@ -34,6 +34,9 @@ from sharding.statistics import target_statistics
 
 PARTS = ("ingest", "loader", "train", "size")
 SYNTHETIC_RECIPE = "dandisets/synthetic.yaml"
+# Peak memory of a command. A child begins with the peak of the process that forks it: so a small one stands between.
+WATCHER = ("import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]);"
+           "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)")
 WARM_BATCHES, WARM_STEPS = 4, 5  # left out of the measurement
 
 
@@ -128,18 +131,15 @@ def _ingestion(config: BenchConfig, reading: PrepareConfig) -> Iterator[Measurem
 
 def _ingest(recipe: str, file: Path) -> dict:
     with TemporaryDirectory() as output:
-        began = time.perf_counter()
         command = [sys.executable, "-m", "launch", "prepare", recipe, f"source={file}", f"output={output}", "workers=0"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
-            told = child.stdout.read()
-            _, status, usage = os.wait4(child.pid, 0)  # tells the memory of this child alone
-            wall_s = time.perf_counter() - began
-            child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            raise DataError(file, f"it was refused: {told.strip()[-300:]}", "measure with files that its recipe reads")
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", WATCHER, *command], capture_output=True, text=True)
+        wall_s = time.perf_counter() - began
+        if done.returncode:
+            raise DataError(file, f"refused: {done.stderr.strip()[-300:]}", "measure files that its recipe reads")
         row = json.loads((Path(output) / "report.json").read_text(encoding="utf-8"))["rows"][0]
-    kilo = 1024 if sys.platform != "darwin" else 1  # ru_maxrss is in KiB, on macOS in bytes
-    return {"spikes": row["spikes"], "took_s": row["took_s"], "wall_s": wall_s, "peak_mb": usage.ru_maxrss * kilo / 1e6}
+    peak = int(done.stdout.splitlines()[-1]) * (1024 if sys.platform != "darwin" else 1)  # KiB, on macOS bytes
+    return {"spikes": row["spikes"], "took_s": row["took_s"], "wall_s": wall_s, "peak_mb": peak / 1e6}
 
 
 def _loading(config: BenchConfig, index: ShardIndex) -> Iterator[Measurement]:
