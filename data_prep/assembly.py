@@ -15,6 +15,7 @@ from data_prep.recording import Recording
 from data_prep.repairs import repair
 from data_prep.session import Intervals, Session, Signal, Spikes, Units
 from data_prep.signals import at_rest, covered, differentiate, marked, outliers, resample
+from data_prep.spikes import in_order_of_time
 from data_prep.splits import rounded, split_domain
 from data_prep.trials import Trials, find_phase, find_trials, passes
 
@@ -76,15 +77,12 @@ def _units(recording: Recording, recipe: UnitsRecipe) -> tuple[Units, Spikes, li
     if not keep.any():
         raise SessionError(where, f"none of its {len(keep)} units is kept", "look at units.keep and units.min_spikes")
     notes = [] if keep.all() else [f"{int(np.sum(~keep))} of {len(keep)} units left out by the recipe"]
-    time, unit = recording.spike_time, np.repeat(np.arange(len(count), dtype=np.uint32), count)
-    if not keep.all():
-        kept = keep[unit]
-        time, unit = time[kept], (np.cumsum(keep) - 1).astype(np.uint32)[unit[kept]]
-    falls = np.flatnonzero(time[1:] < time[:-1])
-    unsorted = np.unique(unit[falls][unit[falls] == unit[falls + 1]])
-    if len(unsorted):
-        notes.append(f"spike times of {len(unsorted)} units were not sorted")
-    order = np.argsort(time, kind="stable")  # ties keep the order of units; the runs of units make this fast
+    time = recording.spike_time if keep.all() else recording.spike_time[np.repeat(keep, count)]
+    if not np.isfinite(time).all():
+        raise SessionError(where, f"{int(np.sum(~np.isfinite(time)))} spike times are not finite", "leave the file out")
+    spikes, unsorted = in_order_of_time(time, count[keep])
+    if unsorted:
+        notes.append(f"spike times of {unsorted} units were not sorted")
     quality = columns.get(recipe.quality_column, np.full(len(count), "")).astype(str)
     rows = np.flatnonzero(keep)
     table = Units(id=tuple(columns[recipe.id_column].astype(str)[rows].tolist()),
@@ -93,7 +91,7 @@ def _units(recording: Recording, recipe: UnitsRecipe) -> tuple[Units, Spikes, li
     silent = int(np.sum(count[rows] == 0))
     if silent:
         notes.append(f"{silent} units have no spikes")
-    return table, Spikes(time[order], unit[order]), notes
+    return table, spikes, notes
 
 
 def _region(text: str, region_map: dict[str, str]) -> str:
@@ -154,8 +152,8 @@ def _resampled(signal: Signal, recipe: SignalRecipe) -> Signal:
 def _domain(recording: Recording, recipe: Recipe, spikes: Spikes, signals: dict[str, Signal]) -> Intervals:
     """Where units were observed, signals are contiguous, the right epoch runs and the animal is not at rest."""
     rule, where = recipe.domain, recording.name
-    if len(spikes.time) == 0 or not np.isfinite(spikes.time[[0, -1]]).all():  # sorting puts what is not finite at the ends
-        raise SessionError(where, f"{len(spikes.time)} spikes, not all at finite times", "leave the file out")
+    if len(spikes.time) == 0:
+        raise SessionError(where, f"its {len(recording.spike_count)} units have no spikes", "leave the file out")
     first, last = float(spikes.time[0]), float(spikes.time[-1])
     observed = _observed(recording.observed) if rule.observed and recording.observed else None
     steps = {"observed": Intervals.of([(first, last + 1e-6)]) if observed is None else observed}

@@ -178,8 +178,9 @@ def _region_texts(units, source: str) -> list[str]:
 
 
 def _tables(nwb: pynwb.NWBFile) -> list:
-    return [*(nwb.intervals or {}).values(),
-            *(t for t in (nwb.trials, nwb.epochs, nwb.invalid_times) if t is not None)]
+    """Tables below intervals/, each once: pynwb keeps some of them in two places."""
+    named = [t for t in (nwb.trials, nwb.epochs, nwb.invalid_times) if t is not None]
+    return list({table.name: table for table in (*(nwb.intervals or {}).values(), *named)}.values())
 
 
 def _columns(table, skip: str = "", only: str = "") -> dict[str, np.ndarray]:
