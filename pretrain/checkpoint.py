@@ -1,7 +1,7 @@
 """Checkpoint: weights as safetensors beside one JSON file, written whole or not at all; and back to a model and a task.
 
     FOLDER/model.safetensors   weights, named model.* and task.*
-    FOLDER/checkpoint.json     format number, config, vocabularies, statistics, commit, versions, bytes and sha256 of the weights
+    FOLDER/checkpoint.json     format number, config, vocabularies, statistics, commit, versions, sha256 of the weights
 
 A new checkpoint is written to a temporary folder, flushed, and renamed; the one it replaces stands aside as
 `FOLDER.previous` for the moment between two renames, and is read from there should the writer die in it. Nothing is
@@ -30,11 +30,12 @@ from sharding.vocabulary import Vocabulary
 FORMAT = 1
 WEIGHTS, FACTS = "model.safetensors", "checkpoint.json"
 _KEYS = ("config", "units", "sessions", "statistics", "commit", "versions", "weights")
+_CONFIG_KEYS = {"model": dict, "task": dict, "window_s": (int, float), "dims": int}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything needed to decode again. config: {"model", "task", "window_s", "dims", "unit_of_measure"}."""
+    """Everything needed to decode again. config: {"model", "task", "window_s", "dims", "run": the run's own}."""
 
     weights: dict[str, torch.Tensor]  # "model.*" and "task.*", on the CPU
     config: dict
@@ -86,7 +87,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         data = path.read_bytes()
         expected = facts["weights"]
         if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise CheckpointError(path, f"{len(data)} bytes that are not the {expected['bytes']} written", "copy it again")
+            raise CheckpointError(path, f"{len(data)} bytes that are not the {expected['bytes']} written",
+                                  "copy it again")
         return Checkpoint(
             weights=safetensors.torch.load(data), config=facts["config"], units=Vocabulary(tuple(facts["units"])),
             sessions=Vocabulary(tuple(facts["sessions"])), statistics=TargetStatistics.from_json(facts["statistics"]),
@@ -124,7 +126,7 @@ def rebuilt(registry: dict[str, tuple[type, type]], values: dict, section: str):
     schema = registry[name][0]
     unknown = set(values) - {f.name for f in fields(schema)}
     if unknown:
-        raise CheckpointError(section, f"unknown settings {sorted(unknown)}", "use the version that wrote the checkpoint")
+        raise CheckpointError(section, f"unknown settings {sorted(unknown)}", "use the version that wrote it")
     return schema(**values)
 
 
@@ -161,6 +163,8 @@ def _read_facts(path: Path) -> dict:
     if number != FORMAT:
         raise CheckpointError(path, f"format {number!r}, not {FORMAT}", "use the version of spikeloom that wrote it")
     missing = [key for key in _KEYS if key not in facts]
+    config = facts.get("config") if isinstance(facts.get("config"), dict) else {}
+    missing += [f"config.{key}" for key, kind in _CONFIG_KEYS.items() if not isinstance(config.get(key), kind)]
     if missing:
         raise CheckpointError(path, f"lacks {', '.join(missing)}", "copy the checkpoint again, or train anew")
     return facts

@@ -1,9 +1,9 @@
 """`spikeloom evaluate`: checkpoints and a split -> R2 of every session, beside a Wiener filter on the same samples.
 
-    RUN/results.json      {"format", "split", "signal", "unit_of_measure", "sessions": {id: {"unit_of_measure", "models":
-                          {model: {"r2", "r2_per_dim", "samples", ...}}}}, "mean", "sd", "predictions", "raster", ...}
-    RUN/predictions.npz   "<i>/time", "<i>/target", "<i>/value", "<i>/evaluated", where i counts results["predictions"], a list
-                          of {"session", "model"}; "raster/time" and "raster/unit": the spikes of one stretch
+    RUN/results.json      {"format", "split", "signal", "unit_of_measure", "sessions": {id: {"unit_of_measure",
+                          "models": {model: {"r2", "r2_per_dim", "samples", ...}}}}, "mean", "sd", "predictions", ...}
+    RUN/predictions.npz   "<i>/time", "<i>/target", "<i>/value", "<i>/evaluated", where i counts results["predictions"],
+                          a list of {"session", "model"}; "raster/time" and "raster/unit": the spikes of one stretch
 
 R2 is the unweighted mean over dimensions; mean and sd (n - 1) are over sessions. An undefined number is null.
 """
@@ -12,6 +12,7 @@ import io
 import json
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -125,7 +126,8 @@ def _completed(config: EvaluateConfig) -> EvaluateConfig:
         raise ConfigError("split", f"{config.split!r} is not a split", f"take one of {', '.join(SPLITS)}")
     run = settings_of(config.run)
     filled = {
-        "checkpoints": config.checkpoints or {config.label: config.run}, "shards": config.shards or run.get("shards", ""),
+        "checkpoints": config.checkpoints or {config.label: config.run},
+        "shards": config.shards or run.get("shards", ""),
         "sessions": config.sessions or run.get("sessions", ["*"]),
         "minutes_of_data": config.minutes_of_data or run.get("minutes_of_data"),
     }
@@ -150,7 +152,8 @@ def _known_sessions(config: EvaluateConfig, models: dict[str, _Model]) -> ShardI
     return index.select(known)
 
 
-def _linear(index: ShardIndex, learned: dict[str, tuple[Prediction, Sampling]], config: EvaluateConfig, notes: list[str]):
+def _linear(index: ShardIndex, learned: dict[str, tuple[Prediction, Sampling]], config: EvaluateConfig,
+            notes: list[str]) -> Iterator[tuple[str, Prediction, dict]]:
     """Predictions of the Wiener filters at the very samples the models were judged on."""
     learning = index.limited(config.minutes_of_data) if config.minutes_of_data else index
     for session, (prediction, sampling) in learned.items():
@@ -170,7 +173,8 @@ def _linear(index: ShardIndex, learned: dict[str, tuple[Prediction, Sampling]], 
             yield label, Prediction(session, prediction.time, value, prediction.target, prediction.evaluated), facts
 
 
-def _write(run: Path, index: ShardIndex, sampling: Sampling, found, config: EvaluateConfig, notes, seconds: float) -> None:
+def _write(run: Path, index: ShardIndex, sampling: Sampling, found, config: EvaluateConfig, notes: list[str],
+           seconds: float) -> None:
     units = {row.id: row.signals[sampling.signal].unit_of_measure for row in index.sessions}
     sessions = {p.session: {"unit_of_measure": units[p.session], "models": {}} for _, p, _ in found}
     arrays = {}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pretrain.checkpoint import Checkpoint, load_checkpoint, load_model, rebuilt
-from pretrain.errors import CheckpointError, ConfigError
+from pretrain.errors import ConfigError
 from pretrain.models.registry import MODELS
 from pretrain.module import DecodingModule
 from pretrain.optim import OptimConfig
@@ -36,7 +36,7 @@ class FinetuneConfig:
     exclude: list[str] = field(default_factory=list)
     "sessions to leave out of those, by glob patterns"
     mode: str = "full"
-    "unit_id (only the rows of new units and sessions move), full (unit_id first, then all), scratch (the same model anew)"
+    "unit_id (only new rows of units and sessions move), full (unit_id first, then all), scratch (the same model anew)"
     freeze_steps: int = 100
     "steps of unit identification before a full finetuning frees all weights"
     minutes_of_data: float | None = None
@@ -100,16 +100,12 @@ def _grown(source: Checkpoint, index: ShardIndex, config: FinetuneConfig) -> tup
 
 def _anew(source: Checkpoint, index: ShardIndex) -> tuple[nn.Module, nn.Module, Sampling]:
     """The checkpoint's architecture, untrained, for these sessions alone."""
-    try:
-        model_config = rebuilt(MODELS, source.config["model"], "model")
-        task_config = rebuilt(TASKS, source.config["task"], "task")
-        window_s = source.config["window_s"]
-    except (KeyError, TypeError) as error:
-        raise CheckpointError("checkpoint", f"its config lacks {error}", "use the version that wrote it") from None
+    model_config = rebuilt(MODELS, source.config["model"], "model")
+    task_config = rebuilt(TASKS, source.config["task"], "task")
     units, sessions = vocabularies(index)
     model = MODELS[model_config.name][1](model_config, units, sessions)
     task = TASKS[task_config.name][1](task_config, model.width, dims_of(index, task_config.signal))
-    return model, task, sampling_of(task_config, window_s, units, sessions, _statistics(index, task))
+    return model, task, sampling_of(task_config, source.config["window_s"], units, sessions, _statistics(index, task))
 
 
 def _statistics(index: ShardIndex, task: nn.Module):

@@ -1,7 +1,7 @@
 """Scores of decoded behaviour: R2 per dimension and its unweighted mean.
 
-The mean over dimensions is uniform, never weighted by variance. A dimension whose targets are all equal (or fewer than two
-samples) has no variance to explain: its R2 is NaN, it is left out of the mean, and it is null in results.json.
+The mean over dimensions is uniform, never weighted by variance. A dimension whose targets are all equal, or that has
+fewer than two samples, has no variance to explain: its R2 is NaN, left out of the mean, and null in results.json.
 """
 
 import numpy as np

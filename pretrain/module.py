@@ -11,9 +11,9 @@ from sharding.batch import Batch
 class DecodingModule(lightning.LightningModule):
     """A model and a task being trained for `total_steps`.
 
-    Every step's dropout is drawn from a seed of its own, (seed, step): a run that is resumed draws what it would have drawn.
-    For the first `frozen_steps` only the embedding tables move, and of these only the rows from `new_rows` on (table name ->
-    first new row): unit identification. With frozen_steps == total_steps nothing else ever moves.
+    Every step's dropout is drawn from a seed of its own, (seed, step): a resumed run draws what it would have drawn.
+    For the first `frozen_steps` only the embedding tables move, and of these only the rows from `new_rows` on (table
+    name -> first new row): unit identification. With frozen_steps == total_steps nothing else ever moves.
     """
 
     def __init__(self, model: nn.Module, task: nn.Module, optim: OptimConfig, total_steps: int, seed: int,

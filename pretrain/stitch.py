@@ -1,7 +1,7 @@
 """Overlapping windows' values -> one Prediction a session, averaged where windows saw the same sample.
 
-A sample is known by its integer microsecond stamp, never by a float time; sums are float64, so that the order of windows
-does not matter.
+A sample is known by its integer microsecond stamp, never by a float time; sums are float64, so that the order of
+windows does not matter.
 """
 
 from collections.abc import Iterable

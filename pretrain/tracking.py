@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 from pretrain.errors import ConfigError, DataError
 
-COLUMNS = ("step", "epoch", "windows", "seconds", "train/loss", "train/grad_norm", "train/weight_norm", "lr", "valid/loss",
-           "valid/r2")
+COLUMNS = ("step", "epoch", "windows", "seconds", "train/loss", "train/grad_norm", "train/weight_norm", "lr",
+           "valid/loss", "valid/r2")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TrackingConfig:
 
 
 class MetricsFile:
-    """metrics.csv, appended row by row; a row cut short by a crash, and rows after the step resumed from, are dropped."""
+    """metrics.csv, appended row by row; rows cut short by a crash, or after the step resumed from, are dropped."""
 
     def __init__(self, path: str | Path, sessions: Iterable[str], resume_step: int | None):
         """`resume_step` None begins a new file; else rows up to and including that step are kept."""

@@ -85,8 +85,8 @@ def train(run: Run, module: DecodingModule, index: ShardIndex, sampling: Samplin
     """Fit a module on the sessions of an index; `config` has the sections loader, trainer, tracking and the seed."""
     data = ShardDataModule(index, sampling, config.loader, seed=config.seed, total_steps=config.trainer.steps,
                            step_s=config.trainer.val_step_s)
-    described = {"model": asdict(module.model.config), "task": asdict(module.task.config), "window_s": sampling.window_s,
-                 "dims": dims_of(index, sampling.signal), "run": run.config}
+    described = {"model": asdict(module.model.config), "task": asdict(module.task.config),
+                 "window_s": sampling.window_s, "dims": dims_of(index, sampling.signal), "run": run.config}
     facts = dict(config=described, units=sampling.units, sessions=sampling.sessions, statistics=sampling.statistics,
                  commit=commit(), versions=versions())
     fit(run, module, data, facts, config.trainer, config.tracking)
@@ -123,15 +123,17 @@ def dims_of(index: ShardIndex, signal: str) -> int:
     for session in index.sessions:
         if signal not in session.signals:
             raise ConfigError(session.id, f"has no signal {signal!r}",
-                              f"take one of {', '.join(session.signals) or 'none'} as task.signal, or exclude the session")
+                              f"set task.signal to one of {', '.join(session.signals) or 'none'}, or exclude it")
     dims = {session.signals[signal].dims for session in index.sessions}
     if len(dims) > 1:
-        raise ConfigError(f"signal {signal!r}", f"has {sorted(dims)} dimensions over the sessions", "choose sessions that agree")
+        raise ConfigError(f"signal {signal!r}", f"has {' and '.join(map(str, sorted(dims)))} dimensions over sessions",
+                          "choose sessions that agree")
     return dims.pop()
 
 
-def sampling_of(task, window_s: float, units: Vocabulary, sessions: Vocabulary, statistics: TargetStatistics) -> Sampling:
-    """What a task takes of a window."""
+def sampling_of(task, window_s: float, units: Vocabulary, sessions: Vocabulary,
+                statistics: TargetStatistics) -> Sampling:
+    """What a task, told by its config, takes of a window."""
     return Sampling(signal=task.signal, window_s=window_s, units=units, sessions=sessions, statistics=statistics,
                     phase_weights=dict(task.phase_weights), eval_phases=tuple(task.eval_phases),
                     use_recipe_weights=task.use_recipe_weights)

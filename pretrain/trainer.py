@@ -1,7 +1,7 @@
-"""Runs the steps of a training: Lightning drives them, the Keeper beside it measures, validates, keeps the best and saves.
+"""The steps of a training: Lightning drives them, the Keeper beside it measures, validates, keeps the best and saves.
 
-Everything between two steps happens in one hook, in one order: record, validate, export the best, save. So a run that is
-cut anywhere repeats nothing and skips nothing, and resumed it ends with the weights it would have had.
+Everything between two steps happens in one hook, in one order: record, validate, export the best, save. So a run that
+is cut anywhere repeats nothing and skips nothing, and resumed it ends with the weights it would have had.
 """
 
 import logging
@@ -56,7 +56,7 @@ class TrainerConfig:
 
 def fit(run: Run, module: DecodingModule, data: ShardDataModule, facts: dict, config: TrainerConfig,
         tracking: TrackingConfig) -> None:
-    """Train to `config.steps`, from last.ckpt where the run has one; the best weights on validation end in RUN/checkpoint.
+    """Train to `config.steps`, from last.ckpt where the run has one; the best weights on validation are exported.
 
     `facts` are the fields of the Checkpoint beside its weights. Raises ConfigError where the loss stops being finite.
     """
@@ -130,8 +130,8 @@ class Keeper(lightning.Callback):
         self.loss_sum, self.loss_steps = 0.0, 0
         if not math.isfinite(loss):
             raise ConfigError(f"step {step}", f"the loss is {loss}", "lower optim.lr, or set optim.clip_norm")
-        return {"train/loss": loss, "train/grad_norm": self._grad_norm, "train/weight_norm": norm_of(module.parameters()),
-                "lr": self._lr}
+        return {"train/loss": loss, "train/grad_norm": self._grad_norm, "lr": self._lr,
+                "train/weight_norm": norm_of(module.parameters())}
 
     def _validate(self, trainer, module, step: int) -> dict[str, float]:
         """Loss and R2 of the valid split; the weights are exported where the mean R2 is the best yet."""
@@ -176,10 +176,10 @@ class Keeper(lightning.Callback):
 
 def _lightning(config: TrainerConfig, run: Run, keeper: Keeper, clip_norm: float, logger) -> lightning.Trainer:
     return lightning.Trainer(
-        accelerator=accelerator(config.device), devices=1, precision=config.precision, max_steps=config.steps, max_epochs=-1,
-        gradient_clip_val=clip_norm or None, callbacks=[keeper], logger=logger or False, default_root_dir=run.folder,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-        use_distributed_sampler=False, log_every_n_steps=1,
+        accelerator=accelerator(config.device), devices=1, precision=config.precision, max_steps=config.steps,
+        max_epochs=-1, gradient_clip_val=clip_norm or None, callbacks=[keeper], logger=logger or False,
+        default_root_dir=run.folder, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        limit_val_batches=0, use_distributed_sampler=False, log_every_n_steps=1,
     )
 
 

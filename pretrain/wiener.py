@@ -1,9 +1,9 @@
 """Wiener filter: the linear decoder every result stands beside, from the same shards, intervals and samples.
 
 A behaviour sample at time t is a linear function of binned spike counts around t: of the bins that end at or before t
-(causal), or of as many before as after (centred: what a model sees that reads a window around the sample). Bins are 20 ms
-wide, or as wide as the behaviour's period where that is longer. Counts are z-scored with training statistics; bins outside
-the contiguous interval are zero after that. History and ridge are chosen on the valid split alone.
+(causal), or of as many before as after (centred: what a model sees that reads a window around the sample). Bins are
+20 ms wide, or as wide as the behaviour's period where that is longer. Counts are z-scored with training statistics;
+bins outside the contiguous interval are zero after that. History and ridge are chosen on the valid split alone.
 
 Ridge solutions of all strengths come from one Golub-Kahan bidiagonalisation a target dimension (as LSQR finds them), in
 which the lagged design matrix is only ever applied, never built: X v is one product of counts and weights, summed along
@@ -32,13 +32,13 @@ class WienerConfig:
     "histories to choose from, seconds (of both sides together where centred)"
     ridge: list[float] = field(default_factory=lambda: [10.0**power for power in range(-2, 7)])
     "ridge strengths to choose from"
-    iterations: int = 100
+    iterations: int = 60
     "bidiagonalisation steps; a ridge too weak to be settled by then is regularised by the stop as well"
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """One contiguous interval of a split: its spikes and behaviour samples, times in int64 us on the session's clock."""
+    """One contiguous interval of a split, its spikes and behaviour samples; times in int64 us, the session's clock."""
 
     start_us: int
     stop_us: int
@@ -63,17 +63,18 @@ def stretches(index: ShardIndex, session: str, sampling: Sampling, split: str) -
             parts.append((window.spike_time + np.int64(start), window.spike_unit.astype(np.int64),
                           window.sample_time + np.int64(start), window.value, window.phase))
         spike_us, spike_unit, stamp_us, value, phase = (np.concatenate(column) for column in zip(*parts))
-        out.append(Stretch(int(intervals.start_us[number]), int(intervals.stop_us[number]), spike_us, spike_unit, stamp_us,
-                           value, tables.weight[0, phase].astype(np.float64), tables.evaluated[0, phase]))
+        out.append(Stretch(
+            int(intervals.start_us[number]), int(intervals.stop_us[number]), spike_us, spike_unit, stamp_us, value,
+            tables.weight[0, phase].astype(np.float64), tables.evaluated[0, phase]))
     return out
 
 
 @dataclass(frozen=True)
 class WienerFilter:
-    """A fitted filter: weights (lags, U, K) of z-scored counts, earliest lag first; lag j ends j bins before the sample."""
+    """A fitted filter: weights (lags, U, K) of z-scored counts; lag j is the bin that ends j bins before the sample."""
 
     bin_us: float
-    first_lag: int  # of the bin nearest to, or furthest beyond, the sample: 0 causal, negative where centred
+    first_lag: int  # j of the first weights: 0 where causal, negative (bins after the sample) where centred
     mean_U: np.ndarray
     std_U: np.ndarray
     weight_LUK: np.ndarray
@@ -86,7 +87,8 @@ class WienerFilter:
         return _predict(stretch, self.bin_us, self.first_lag, self.mean_U, self.std_U, self.weight_LUK) + self.bias_K
 
 
-def fit_wiener(train: list[Stretch], valid: list[Stretch], units: int, config: WienerConfig, causal: bool) -> WienerFilter:
+def fit_wiener(train: list[Stretch], valid: list[Stretch], units: int, config: WienerConfig,
+               causal: bool) -> WienerFilter:
     """Fit on the train stretches; history and, by dimension, ridge by R2 on the evaluated samples of the valid ones.
 
     Raises ConfigError where either has too few samples to fit or to choose.

@@ -9,7 +9,7 @@ from data_prep.session import Intervals, Session, Signal, Spikes, Units
 from data_prep.store import save_session
 from pretrain.models.poyo import PoyoConfig
 from pretrain.optim import OptimConfig
-from pretrain.train import PretrainConfig
+from pretrain.train import PretrainConfig, pretrain
 from pretrain.trainer import TrainerConfig
 from sharding.loader import LoaderConfig
 from sharding.shard import ShardConfig, shard
@@ -60,8 +60,10 @@ def shards(tmp_path_factory) -> Path:
 
 
 def tiny_model(**settings) -> PoyoConfig:
-    return PoyoConfig(**{"width": 16, "depth": 1, "latents_per_step": 2, "cross_heads": 1, "self_heads": 1, "head_width": 16,
-                         "attention_dropout": 0.1, "ff_dropout": 0.1, "residual_dropout": 0.1} | settings)
+    return PoyoConfig(**{
+        "width": 16, "depth": 1, "latents_per_step": 2, "cross_heads": 1, "self_heads": 1, "head_width": 16,
+        "attention_dropout": 0.1, "ff_dropout": 0.1, "residual_dropout": 0.1,
+    } | settings)
 
 
 def tiny_config(shards: Path, run: Path, steps: int = 8, **settings) -> PretrainConfig:
@@ -75,6 +77,4 @@ def tiny_config(shards: Path, run: Path, steps: int = 8, **settings) -> Pretrain
 @pytest.fixture(scope="session")
 def pretrained(shards, tmp_path_factory) -> Path:
     """A finished run on sessions a and b."""
-    from pretrain.train import pretrain
-
     return pretrain(tiny_config(shards, tmp_path_factory.mktemp("runs") / "pretrained"))

@@ -61,6 +61,8 @@ def _flip(folder):
     (lambda folder: (folder / FACTS).write_text("[]"), "format None, not 1"),
     (_edit(lambda facts: facts.update(format=99)), "format 99, not 1"),
     (_edit(lambda facts: facts.pop("units")), "lacks units"),
+    (_edit(lambda facts: facts["config"].pop("window_s")), "lacks config.window_s"),
+    (_edit(lambda facts: facts.update(config="x")), "lacks config.model, config.task"),
     (_edit(lambda facts: facts.update(units=["x", "x"])), "a name occurs twice"),
     (_edit(lambda facts: facts.update(statistics={"s": 1})), "cannot be understood"),
     (_edit(lambda facts: facts.update(weights=3)), "cannot be understood"),
@@ -81,7 +83,7 @@ def test_what_is_not_whole_is_told_in_one_line(folder, damage, found):
     (lambda facts: facts["config"]["model"].update(width="wide"), "builds no model"),
     (lambda facts: facts["config"]["model"].update(colour="red"), "unknown settings"),
     (lambda facts: facts["config"]["model"].update(name="other"), "'other' is not known here"),
-    (lambda facts: facts["config"].pop("dims"), "builds no model"),
+    (lambda facts: facts["config"].update(dims=-1), "builds no model"),
     (lambda facts: facts["units"].pop(), "where the config says"),
 ])
 def test_weights_that_do_not_fit_the_config_are_told_in_one_line(folder, change, found):
@@ -93,7 +95,7 @@ def test_weights_that_do_not_fit_the_config_are_told_in_one_line(folder, change,
 
 @pytest.mark.parametrize("renames", [0, 1])
 def test_a_writer_that_dies_leaves_a_whole_checkpoint(folder, monkeypatch, renames):
-    """Killed before the first rename or between the two, the old weights are still there; the next save goes through."""
+    """Killed before the first rename or between the two, the old weights are still there; the next save succeeds."""
     old = load_checkpoint(folder)
     new = load_checkpoint(folder)
     new.weights["task.linear.bias"].add_(1)

@@ -8,6 +8,7 @@ import torch
 from pretrain.checkpoint import load_checkpoint, load_model
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.finetune import FinetuneConfig, finetune
+from pretrain.module import DecodingModule
 from pretrain.optim import OptimConfig
 from pretrain.train import pretrain
 from pretrain.trainer import TrainerConfig
@@ -19,10 +20,10 @@ TABLES = ("model.unit.weight", "model.session.weight")
 
 
 def tiny_finetune(pretrained, shards, run, **settings) -> FinetuneConfig:
-    """Adapts to session c; validates only at the end, so that the moved weights would be exported if they are better."""
+    """Six steps on session c."""
     return FinetuneConfig(**{
-        "checkpoint": str(pretrained), "shards": str(shards), "run": str(run), "sessions": ["tiny/c"], "mode": "unit_id",
-        "optim": OptimConfig(name="adamw", lr=0.02), "loader": LoaderConfig(batch_windows=4),
+        "checkpoint": str(pretrained), "shards": str(shards), "run": str(run), "sessions": ["tiny/c"],
+        "mode": "unit_id", "optim": OptimConfig(name="adamw", lr=0.02), "loader": LoaderConfig(batch_windows=4),
         "trainer": TrainerConfig(steps=6, val_every=6, save_every=6, log_every=2, device="cpu", threads=1),
     } | settings)
 
@@ -43,7 +44,8 @@ def test_unit_identification_moves_the_new_rows_and_not_a_bit_else(shards, pretr
     for name, weight in old.weights.items():
         assert torch.equal(new[name][: len(weight)], weight), name
         assert torch.equal(exported.weights[name][: len(weight)], weight), name
-    assert len(new["model.unit.weight"]) == len(old.units) + 14 and len(new["model.session.weight"]) == len(old.sessions) + 1
+    assert len(new["model.unit.weight"]) == len(old.units) + 14
+    assert len(new["model.session.weight"]) == len(old.sessions) + 1
     torch.manual_seed(42)
     model, _ = load_model(old)
     model.grow(exported.units, exported.sessions)
@@ -96,17 +98,16 @@ def test_scratch_is_the_same_architecture_untrained_for_these_sessions_alone(sha
     assert new.sessions.ids == ("tiny/c",) and len(new.units.ids) == 14
     assert new.config["model"] == old.config["model"] and new.config["task"] == old.config["task"]
     assert not torch.equal(new.weights["model.latent"], old.weights["model.latent"])
-    plain = pretrain(tiny_config(shards, tmp_path / "plain", sessions=["tiny/c"], optim=OptimConfig(name="adamw", lr=0.02),
-                                 trainer=TrainerConfig(steps=6, val_every=6, save_every=6, device="cpu")))
-    assert all(torch.equal(weight, last(run)[name]) for name, weight in last(plain).items())  # no other kind of training
+    trainer = TrainerConfig(steps=6, val_every=6, save_every=6, device="cpu")
+    plain = pretrain(tiny_config(shards, tmp_path / "plain", sessions=["tiny/c"], trainer=trainer,
+                                 optim=OptimConfig(name="adamw", lr=0.02)))
+    assert all(torch.equal(weight, last(run)[name]) for name, weight in last(plain).items())  # trained as from scratch
 
 
 def test_an_interrupted_finetuning_ends_with_the_same_bits(shards, pretrained, tmp_path, monkeypatch):
     config = tiny_finetune(pretrained, shards, tmp_path / "whole", mode="full", freeze_steps=3)
     config = replace(config, trainer=replace(config.trainer, save_every=2))
     whole = last(finetune(config))
-    from pretrain.module import DecodingModule
-
     step = DecodingModule.training_step
     with monkeypatch.context() as patch:
         patch.setattr(DecodingModule, "training_step",

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import resource
 import shutil
 from dataclasses import replace
 
@@ -140,6 +141,25 @@ def test_a_loss_that_is_not_finite_stops_the_run(shards, tmp_path, monkeypatch):
                         if self.training else losses(self, batch))
     with pytest.raises(ConfigError, match="step 2: the loss is nan; lower optim.lr"):
         pretrain(tiny_config(shards, tmp_path / "run"))
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(shards, pretrained, tmp_path):
+    """A limit on the size of files stands for a disk that is full in the middle of a write."""
+    config = tiny_config(shards, tmp_path / "run")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    exported = sum(path.stat().st_size for path in (pretrained / "checkpoint").iterdir())
+    resume = (pretrained / "last.ckpt").stat().st_size
+    for room in (exported // 4, (exported + resume) // 2):  # too little for the weights, then for last.ckpt
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            with pytest.raises(CheckpointError, match="could not be written .File too large.; free space") as error:
+                pretrain(config)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "\n" not in str(error.value) and not (tmp_path / "run" / "last.ckpt").exists()
+        assert not list((tmp_path / "run").glob(".*"))
+    weights = final_state(pretrain(config))["state_dict"]
+    assert all(torch.equal(weights[name], weight) for name, weight in final_state(pretrained)["state_dict"].items())
 
 
 def test_workers_hand_over_the_same_batches(shards, pretrained, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 
 from pretrain.errors import ConfigError
 from pretrain.metrics import r2, r2_per_dimension
-from pretrain.wiener import BinnedTrain, LaggedDesign, Stretch, WienerConfig, fit_wiener, ridge_by_bidiagonalisation, stretches
+from pretrain.wiener import (BinnedTrain, LaggedDesign, Stretch, WienerConfig, fit_wiener, ridge_by_bidiagonalisation,
+                             stretches)
 from sharding.index import ShardIndex
 from sharding.sampling import Sampling
 from sharding.statistics import target_statistics
@@ -40,7 +41,8 @@ def make_stretch(seed: int, start_s: float, seconds: float, hz: float = 50.0, la
 
 def explicit_design(grid: BinnedTrain, design: LaggedDesign) -> np.ndarray:
     lags = design.first_lag + np.arange(design.lags)
-    return np.stack([grid.counts_GU[design.rows - lag] for lag in lags], axis=1).reshape(len(design.rows), -1).astype(float)
+    x = np.stack([grid.counts_GU[design.rows - lag] for lag in lags], axis=1)
+    return x.reshape(len(design.rows), -1).astype(float)
 
 
 @pytest.mark.parametrize("first_lag", [0, -3])
@@ -75,7 +77,8 @@ def test_more_features_than_samples_and_all_strengths_at_once():
     strengths = [1e-2, 1.0, 1e2, 1e6]
     found = ridge_by_bidiagonalisation(Plain(x), y, strengths, iterations=100)
     for ridge, solution in zip(strengths, found):
-        np.testing.assert_allclose(solution, np.linalg.solve(x.T @ x + ridge * np.eye(80), x.T @ y), rtol=1e-6, atol=1e-9)
+        expected = np.linalg.solve(x.T @ x + ridge * np.eye(80), x.T @ y)
+        np.testing.assert_allclose(solution, expected, rtol=1e-6, atol=1e-9)
     assert not ridge_by_bidiagonalisation(Plain(x), np.zeros(30), strengths, 10).any()
 
 
