@@ -13,7 +13,7 @@ from pretrain.module import DecodingModule
 from pretrain.optim import OptimConfig
 from pretrain.tasks.registry import TASKS
 from pretrain.tracking import TrackingConfig
-from pretrain.train import chosen_sessions, dims_of, open_run, sampling_of, start, train, vocabularies
+from pretrain.train import chosen_sessions, dims_of, open_run, sampling_of, train, untrained, vocabularies
 from pretrain.trainer import TrainerConfig
 from sharding.index import ShardIndex
 from sharding.loader import LoaderConfig
@@ -69,10 +69,12 @@ def finetune(config: FinetuneConfig) -> Path:
     index = chosen_sessions(config.shards, config.sessions, config.exclude)
     if config.minutes_of_data is not None:
         index = index.limited(config.minutes_of_data)
-    torch.manual_seed(config.seed)
-    model, task, sampling = _anew(source, index) if config.mode == "scratch" else _grown(source, index, config)
     if config.mode == "scratch":
-        start(model, index, sampling, config)
+        model_config = rebuilt(MODELS, source.config["model"], "model")
+        task_config = rebuilt(TASKS, source.config["task"], "task")
+        model, task, sampling = untrained(model_config, task_config, source.config["window_s"], index, config)
+    else:
+        model, task, sampling = _grown(source, index, config)
     frozen = {"scratch": 0, "full": config.freeze_steps, "unit_id": config.trainer.steps}[config.mode]
     new_rows = {"unit": len(source.units), "session": len(source.sessions)} if frozen else None
     module = DecodingModule(model, task, config.optim, config.trainer.steps, config.seed, frozen, new_rows)
@@ -92,21 +94,8 @@ def _grown(source: Checkpoint, index: ShardIndex, config: FinetuneConfig) -> tup
     if dims != source.config["dims"]:
         raise ConfigError(config.shards, f"{task.config.signal!r} has {dims} dimensions, the checkpoint decodes "
                           f"{source.config['dims']}", "take sessions that agree, or mode=scratch")
+    torch.manual_seed(config.seed)
     model.grow(units, sessions)
-    # Where the checkpoint knows a session already, its readout was learned with the checkpoint's statistics.
-    statistics = _statistics(index, task).merged(source.statistics)
+    fresh = target_statistics(index, task.config.signal, task.config.center, task.config.scale)
+    statistics = fresh.merged(source.statistics)  # what the checkpoint knows of a session, its readout was learned with
     return model, task, sampling_of(task.config, source.config["window_s"], units, sessions, statistics)
-
-
-def _anew(source: Checkpoint, index: ShardIndex) -> tuple[nn.Module, nn.Module, Sampling]:
-    """The checkpoint's architecture, untrained, for these sessions alone."""
-    model_config = rebuilt(MODELS, source.config["model"], "model")
-    task_config = rebuilt(TASKS, source.config["task"], "task")
-    units, sessions = vocabularies(index)
-    model = MODELS[model_config.name][1](model_config, units, sessions)
-    task = TASKS[task_config.name][1](task_config, model.width, dims_of(index, task_config.signal))
-    return model, task, sampling_of(task_config, source.config["window_s"], units, sessions, _statistics(index, task))
-
-
-def _statistics(index: ShardIndex, task: nn.Module):
-    return target_statistics(index, task.config.signal, task.config.center, task.config.scale)

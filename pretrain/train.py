@@ -1,9 +1,10 @@
 """`spikeloom pretrain`: shards and a config -> a run folder with a trained checkpoint."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from pretrain.datamodule import ShardDataModule
 from pretrain.errors import ConfigError
@@ -64,21 +65,28 @@ def pretrain(config: PretrainConfig) -> Path:
     if run.finished:
         return run.folder
     index = chosen_sessions(config.shards, config.sessions, config.exclude)
-    statistics = target_statistics(index, config.task.signal, config.task.center, config.task.scale)
-    units, sessions = vocabularies(index)
-    torch.manual_seed(config.seed)
-    model = MODELS[config.model.name][1](config.model, units, sessions)
-    task = TASKS[config.task.name][1](config.task, model.width, dims_of(index, config.task.signal))
-    sampling = sampling_of(config.task, config.window_s, units, sessions, statistics)
-    start(model, index, sampling, config)
+    model, task, sampling = untrained(config.model, config.task, config.window_s, index, config)
     module = DecodingModule(model, task, config.optim, config.trainer.steps, config.seed)
     train(run, module, index, sampling, config)
     return run.folder
 
 
-def start(model: torch.nn.Module, index: ShardIndex, sampling: Sampling, config) -> None:
-    """Let fresh weights look at the first training batches where the model's configuration asks for it."""
-    model.calibrate(train_loader(index, sampling, config.loader, seed=config.seed, total_batches=CALIBRATION_BATCHES))
+def untrained(model_config, task_config, window_s: float, index: ShardIndex,
+              config) -> tuple[nn.Module, nn.Module, Sampling]:
+    """A fresh model and task for the sessions of an index, drawn from `config.seed`, and what they take of a window.
+
+    The model sees the first training batches (of `config.loader`) where its configuration asks for a calibrated start.
+    """
+    dims = dims_of(index, task_config.signal)
+    statistics = target_statistics(index, task_config.signal, task_config.center, task_config.scale)
+    units, sessions = vocabularies(index)
+    torch.manual_seed(config.seed)
+    model = MODELS[model_config.name][1](model_config, units, sessions)
+    task = TASKS[task_config.name][1](task_config, model.width, dims)
+    sampling = sampling_of(task_config, window_s, units, sessions, statistics)
+    loader = replace(config.loader, workers=0)  # not worth their start
+    model.calibrate(train_loader(index, sampling, loader, seed=config.seed, total_batches=CALIBRATION_BATCHES))
+    return model, task, sampling
 
 
 def train(run: Run, module: DecodingModule, index: ShardIndex, sampling: Sampling, config) -> None:
