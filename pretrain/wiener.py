@@ -53,19 +53,13 @@ class Stretch:
 def stretches(index: ShardIndex, session: str, sampling: Sampling, split: str) -> list[Stretch]:
     """The contiguous intervals of a session's split, each whole, in time order."""
     index = index.select([session])
-    reader, tables = Reader(index, sampling.signal), SessionTables.of(index, sampling)
-    intervals, segments, out = index.segments.intervals(split), index.segments, []
-    for number, first in enumerate(intervals.first.tolist()):
-        parts = []
-        for segment in range(first, first + int(intervals.segments[number])):
-            start, stop = int(segments.start_us[segment]), int(segments.stop_us[segment])
-            window = reader.window(segment, start, stop - start)
-            parts.append((window.spike_time + np.int64(start), window.spike_unit.astype(np.int64),
-                          window.sample_time + np.int64(start), window.value, window.phase))
-        spike_us, spike_unit, stamp_us, value, phase = (np.concatenate(column) for column in zip(*parts))
+    tables, out = SessionTables.of(index, sampling), []
+    for whole in Reader(index, sampling.signal).stretches(split):
+        start = whole.start_us
         out.append(Stretch(
-            int(intervals.start_us[number]), int(intervals.stop_us[number]), spike_us, spike_unit, stamp_us, value,
-            tables.weight[0, phase].astype(np.float64), tables.evaluated[0, phase]))
+            start, start + whole.length_us, whole.spike_time + start, whole.spike_unit.astype(np.int64),
+            whole.sample_time + start, whole.value, tables.weight[0, whole.phase].astype(np.float64),
+            tables.evaluated[0, whole.phase]))
     return out
 
 
