@@ -93,6 +93,9 @@ def _swaps(text: str) -> bool:
 
 def _parsed(text: str, hint, key: str):
     """The value that the text of a setting stands for; text is kept as it is where text is wanted."""
+    if _is_texts(hint) and text != "null" and "${" not in text and not {"'", '"', "{"} & set(text):
+        inside = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        return [part for part in map(str.strip, inside.split(",")) if part]
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)["value"]
     except (yaml.YAMLError, OmegaConfBaseException):
@@ -103,6 +106,12 @@ def _parsed(text: str, hint, key: str):
     is_text = str in options and not {int, float, bool} & set(options)
     is_text = is_text and (options == (str,) or not isinstance(value, (list, dict)))
     return text if is_text and not isinstance(value, str) and not (value is None and options != (hint,)) else value
+
+
+def _is_texts(hint) -> bool:
+    """Whether a list of texts is wanted: such a list may be typed bare, `a` or `a,b`, with a glob's star in front too."""
+    bare = without_none(hint)
+    return typing.get_origin(bare) in (list, tuple) and element_of(bare) is str
 
 
 def _set(cls: type, tree: dict, keys: list[str], text: str, key: str) -> dict:

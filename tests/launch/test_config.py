@@ -162,6 +162,12 @@ def test_a_setting_that_is_text_or_a_list_takes_either(written):
     assert refused(Run, None, ["files={a: 1}"]).startswith("files: {'a': 1} is not text or a list, each text")
 
 
+def test_a_list_of_texts_may_be_typed_bare_and_begin_with_a_star():
+    for text, wanted in (("*0822", ("*0822",)), ("[*0822, b*]", ("*0822", "b*")), ("a,b", ("a", "b")), ("[1]", ("1",)),
+                         ("['a,b', c]", ("a,b", "c")), ("[]", ())):
+        assert load(Run, None, [f"sessions={text}"]).sessions == wanted
+
+
 def test_text_stays_as_it_was_typed():
     for text in ("010", "1e3", "on", "null", "2012-08-22", "a: b", "[x", "a=b", ""):
         assert load(Run, None, [f"output={text}"]).output == text
@@ -178,8 +184,7 @@ def test_text_stays_as_it_was_typed():
     (["steps=null"], "steps: None is not a whole number; give a whole number"),
     (["lr=[1]"], "lr: [1] is not a number; give a number"),
     (["fast=perhaps"], "fast: 'perhaps' is not true or false; give true or false"),
-    (["sessions=all"], "sessions: 'all' is not a list, each text; give a list, each text"),
-    (["sessions=[1]"], "sessions: [1] is not a list, each text; give a list, each text"),
+    (["sessions={a: 1}"], "sessions: {'a': 1} is not a list, each text; give a list, each text"),
     (["weights.hold=x"], "weights.hold: 'x' is not a number; give a number"),
     (["augment.mode=round"], "augment.mode: 'round' is not 'beta' or 'flat'; give 'beta' or 'flat'"),
     (["model.name=smal"], "model.name: there is no 'smal'; did you mean small?"),
