@@ -11,9 +11,10 @@ alike in all windows, so keys, values and queries are projected for distinct con
 Attention is packed, without padding. Defaults are the 1.3 M single-session preset of the authors.
 
 Two options change the start only, never the function computed from given weights. Started as in the paper, both
-cross-attentions average all of a window, and what varies in that average is a few percent of what is constant: the model
-then waits for hundreds of steps at R2 = 0. `local_start` lets both look near their own time first, `calibrated_start` makes
-their outputs vary around 0 with sd 1 on the first batches. Measured in BENCHMARKS.md; either alone leaves most of the wait.
+cross-attentions average nearly all of a window, so no latent and no query stands for its own time, and training waits at
+R2 = 0 until they do. `local_start` lets both look near their own time from the first step; `calibrated_start` makes their
+outputs vary around 0 with sd 1 on the first batches. The first ends most of the wait, both together more of it; the second
+alone does not help (measured in BENCHMARKS.md).
 """
 
 from collections.abc import Iterable
