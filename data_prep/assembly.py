@@ -38,29 +38,47 @@ def assemble(recording: Recording, recipe: Recipe) -> Session:
     phases = _phases(where, recipe, trials, signals)
     missing = [name for name in recipe.eval_phases if name in phases and len(phases[name].intersection(domain)) == 0]
     if missing:
-        raise SessionError(where, f"phase {missing[0]} never occurs in its domain, and is what is evaluated",
-                           "look at phases and trials.valid of the recipe")
+        raise SessionError(
+            where,
+            f"phase {missing[0]} never occurs in its domain, and is what is evaluated",
+            "look at phases and trials.valid of the recipe",
+        )
     inside = np.searchsorted(spikes.time, domain.stop) - np.searchsorted(spikes.time, domain.start)
     outside = len(spikes.time) - int(np.sum(inside))
     if outside > 0.001 * len(spikes.time):  # the half sample before the first and after the last one is not news
         notes.append(f"{outside} of {len(spikes.time)} spikes lie outside the domain")
     session = Session(
-        id=f"{recipe.name}/{_session_name(recording, recipe)}", dandiset=recipe.name,
-        subject=recording.subject.strip() or recipe.subject or "unknown", paradigm=recipe.paradigm,
-        units=units, spikes=spikes, signals=signals, trials=Intervals(trials.start, trials.stop),
+        id=f"{recipe.name}/{_session_name(recording, recipe)}",
+        dandiset=recipe.name,
+        subject=recording.subject.strip() or recipe.subject or "unknown",
+        paradigm=recipe.paradigm,
+        units=units,
+        spikes=spikes,
+        signals=signals,
+        trials=Intervals(trials.start, trials.stop),
         trial_columns={**trials.columns, "is_valid": trials.valid} if len(trials.start) else {},
-        phases=phases, domain=domain, splits=split_domain(where, recipe.splits, domain, trials, recipe.domain.min_s),
-        loss_weights=dict(recipe.loss_weights), eval_phases=tuple(recipe.eval_phases),
+        phases=phases,
+        domain=domain,
+        splits=split_domain(where, recipe.splits, domain, trials, recipe.domain.min_s),
+        loss_weights=dict(recipe.loss_weights),
+        eval_phases=tuple(recipe.eval_phases),
         target_scale={name: scale for name, scale in recipe.target_scale.items() if name in signals},
-        provenance={**recording.provenance, "file": recording.name, "dandiset": recipe.dandiset,
-                    "version": recipe.version, "recipe": recipe.name, "recipe_hash": recipe.hash(),
-                    "notes": "\n".join([*recording.notes, *notes])})
+        provenance={
+            **recording.provenance,
+            "file": recording.name,
+            "dandiset": recipe.dandiset,
+            "version": recipe.version,
+            "recipe": recipe.name,
+            "recipe_hash": recipe.hash(),
+            "notes": "\n".join([*recording.notes, *notes]),
+        },
+    )
     check_session(session, recipe.min_train_s)
     return session
 
 
 def _session_name(recording: Recording, recipe: Recipe) -> str:
-    """"<subject>_<session>" in characters that are safe in ids and file names."""
+    """ "<subject>_<session>" in characters that are safe in ids and file names."""
     subject = recording.subject.strip() or recipe.subject or "unknown"
     stem = recording.name.removesuffix(".nwb")
     name = {"file": stem, "identifier": recording.identifier, "session_id": recording.session_id}[recipe.session]
@@ -85,9 +103,11 @@ def _units(recording: Recording, recipe: UnitsRecipe) -> tuple[Units, Spikes, li
         notes.append(f"spike times of {unsorted} units were not sorted")
     quality = columns.get(recipe.quality_column, np.full(len(count), "")).astype(str)
     rows = np.flatnonzero(keep)
-    table = Units(id=tuple(columns[recipe.id_column].astype(str)[rows].tolist()),
-                  region=tuple(_region(recording.region[row], recipe.region_map) for row in rows),
-                  quality=tuple(quality[rows].tolist()))
+    table = Units(
+        id=tuple(columns[recipe.id_column].astype(str)[rows].tolist()),
+        region=tuple(_region(recording.region[row], recipe.region_map) for row in rows),
+        quality=tuple(quality[rows].tolist()),
+    )
     silent = int(np.sum(count[rows] == 0))
     if silent:
         notes.append(f"{silent} units have no spikes")
@@ -136,9 +156,12 @@ def _signal(where: str, name: str, recipe: SignalRecipe, time, value, stated: st
     if recipe.plausible:
         size = float(np.percentile(np.sqrt(np.sum(value[valid] ** 2, axis=1)), 99.9))
         if not recipe.plausible[0] <= size <= recipe.plausible[1]:
-            raise SessionError(where, f"its 99.9 percentile is {size:.4g} {unit}, the recipe expects "
-                               f"{recipe.plausible[0]:g} to {recipe.plausible[1]:g}",
-                               "correct stated_unit or plausible, or leave the file out")
+            raise SessionError(
+                where,
+                f"its 99.9 percentile is {size:.4g} {unit}, the recipe expects "
+                f"{recipe.plausible[0]:g} to {recipe.plausible[1]:g}",
+                "correct stated_unit or plausible, or leave the file out",
+            )
     return Signal(name, time, value, unit, valid)
 
 
@@ -177,7 +200,9 @@ def _domain(recording: Recording, recipe: Recipe, spikes: Spikes, signals: dict[
     kept = rounded(domain, rule.min_s)
     if len(kept) == 0:
         each = ", ".join(f"{name} {part.merged().seconds:.1f} s" for name, part in steps.items())
-        raise SessionError(where, f"nothing is left of {each} in stretches of {rule.min_s:g} s", "correct the domain section")
+        raise SessionError(
+            where, f"nothing is left of {each} in stretches of {rule.min_s:g} s", "correct the domain section"
+        )
     return kept
 
 
@@ -192,8 +217,9 @@ def _observed(rows_of_units: tuple[np.ndarray, ...]) -> Intervals | None:
 
 def _phases(where: str, recipe: Recipe, trials: Trials, signals: dict[str, Signal]) -> dict[str, Intervals]:
     place = f"{where} trials"
-    phases = {name: find_phase(place, phase, trials, recipe.trials.last_trial_s)
-              for name, phase in recipe.phases.items()}
+    phases = {
+        name: find_phase(place, phase, trials, recipe.trials.last_trial_s) for name, phase in recipe.phases.items()
+    }
     found = Intervals.of([])
     for rule in recipe.outliers:
         if rule.signal in signals:

@@ -26,11 +26,17 @@ def check_times(where: str, time: np.ndarray) -> None:
         raise SessionError(where, f"{int(np.sum(~np.isfinite(time)))} timestamps are not finite", "leave the file out")
     step = np.diff(time)
     if (step < 0).any():
-        raise SessionError(where, f"timestamps go back in time {int(np.sum(step < 0))} times, first after "
-                           f"{time[np.argmax(step < 0)]:g} s", "add the repair sort_timestamps, or clock_reset")
+        raise SessionError(
+            where,
+            f"timestamps go back in time {int(np.sum(step < 0))} times, first after {time[np.argmax(step < 0)]:g} s",
+            "add the repair sort_timestamps, or clock_reset",
+        )
     if (step == 0).any():
-        raise SessionError(where, f"{int(np.sum(step == 0))} timestamps are repeated, first at "
-                           f"{time[np.argmax(step == 0)]:g} s", "add the repair drop_repeated_timestamps")
+        raise SessionError(
+            where,
+            f"{int(np.sum(step == 0))} timestamps are repeated, first at {time[np.argmax(step == 0)]:g} s",
+            "add the repair drop_repeated_timestamps",
+        )
 
 
 def _check_spikes(where: str, session: Session) -> None:
@@ -40,7 +46,9 @@ def _check_spikes(where: str, session: Session) -> None:
     if not len(session.units.region) == len(session.units.quality) == count or len(set(session.units.id)) != count:
         raise SessionError(where, "the unit table is inconsistent or names a unit twice", "set units.id_column")
     if len(unit) != len(time) or unit.max() >= count:
-        raise SessionError(where, f"spikes name unit {int(unit.max())} of {count}", "the file is inconsistent: leave it out")
+        raise SessionError(
+            where, f"spikes name unit {int(unit.max())} of {count}", "the file is inconsistent: leave it out"
+        )
     if not np.isfinite(time).all():
         raise SessionError(where, f"{int(np.sum(~np.isfinite(time)))} spike times are not finite", "leave the file out")
     if (time[1:] < time[:-1]).any():
@@ -61,7 +69,9 @@ def _check_signal(where: str, signal: Signal) -> None:
 def _check_trials(where: str, session: Session) -> None:
     for name, values in session.trial_columns.items():
         if len(values) != len(session.trials):
-            raise SessionError(where, f"trial column {name} has {len(values)} rows of {len(session.trials)}", "align them")
+            raise SessionError(
+                where, f"trial column {name} has {len(values)} rows of {len(session.trials)}", "align them"
+            )
 
 
 def _check_splits(where: str, session: Session, min_train_s: float) -> None:
@@ -75,5 +85,8 @@ def _check_splits(where: str, session: Session, min_train_s: float) -> None:
         if session.splits[one].intersection(session.splits[other]).seconds > 0:
             raise SessionError(where, f"{one} and {other} overlap", "keep splits apart")
     if session.splits["train"].seconds < max(min_train_s, 1e-6):
-        raise SessionError(where, f"{session.splits['train'].seconds:.1f} s of training time, {min_train_s:g} s are asked "
-                           "for", "lower min_train_s, or look at the domain and splits of the recipe")
+        raise SessionError(
+            where,
+            f"{session.splits['train'].seconds:.1f} s of training time, {min_train_s:g} s are asked for",
+            "lower min_train_s, or look at the domain and splits of the recipe",
+        )

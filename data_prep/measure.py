@@ -6,13 +6,24 @@ from data_prep.errors import SessionError
 
 # name -> (quantity, size in its SI unit)
 _SIZES = {
-    "m": ("length", 1.0), "meter": ("length", 1.0), "metre": ("length", 1.0),
-    "cm": ("length", 1e-2), "centimeter": ("length", 1e-2), "centimetre": ("length", 1e-2),
-    "mm": ("length", 1e-3), "millimeter": ("length", 1e-3), "millimetre": ("length", 1e-3),
-    "um": ("length", 1e-6), "micrometer": ("length", 1e-6),
-    "rad": ("angle", 1.0), "radian": ("angle", 1.0), "deg": ("angle", 0.017453292519943295),
+    "m": ("length", 1.0),
+    "meter": ("length", 1.0),
+    "metre": ("length", 1.0),
+    "cm": ("length", 1e-2),
+    "centimeter": ("length", 1e-2),
+    "centimetre": ("length", 1e-2),
+    "mm": ("length", 1e-3),
+    "millimeter": ("length", 1e-3),
+    "millimetre": ("length", 1e-3),
+    "um": ("length", 1e-6),
+    "micrometer": ("length", 1e-6),
+    "rad": ("angle", 1.0),
+    "radian": ("angle", 1.0),
+    "deg": ("angle", 0.017453292519943295),
     "degree": ("angle", 0.017453292519943295),
-    "n": ("force", 1.0), "newton": ("force", 1.0), "mn": ("force", 1e-3),
+    "n": ("force", 1.0),
+    "newton": ("force", 1.0),
+    "mn": ("force", 1e-3),
 }
 
 
@@ -33,8 +44,11 @@ def factor(where: str, stated: str, wanted: str) -> float:
     quantity, size = _SIZES.get(base, (None, 0.0))
     to_quantity, to_size = _SIZES.get(to_base, (None, 0.0))
     if power != to_power or quantity is None or quantity != to_quantity:
-        raise SessionError(where, f"its unit of measure is {stated!r}, the recipe asks for {wanted!r}",
-                           "say what it really is with stated_unit, or ask for another unit")
+        raise SessionError(
+            where,
+            f"its unit of measure is {stated!r}, the recipe asks for {wanted!r}",
+            "say what it really is with stated_unit, or ask for another unit",
+        )
     return size / to_size
 
 

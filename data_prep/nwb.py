@@ -26,18 +26,30 @@ def read_recording(path: Path, recipe: Recipe) -> Recording:
         warnings.simplefilter("always")  # kept in the provenance: a file with oddities is read, and they are told
         with _opened(path) as (version, nwb), _damage_told(name):
             count, times = _spikes(name, nwb)
-            series = {key: found for key, signal in recipe.signals.items()
-                      if (found := _find_series(name, nwb, key, signal)) is not None}
+            series = {
+                key: found
+                for key, signal in recipe.signals.items()
+                if (found := _find_series(name, nwb, key, signal)) is not None
+            }
             recording = Recording(
-                name=name, series=series, spike_time=times, spike_count=count,
+                name=name,
+                series=series,
+                spike_time=times,
+                spike_count=count,
                 subject=(nwb.subject.subject_id if nwb.subject else "") or "",
-                session_id=nwb.session_id or "", identifier=nwb.identifier or "",
+                session_id=nwb.session_id or "",
+                identifier=nwb.identifier or "",
                 unit_columns={"id": np.asarray(nwb.units.id[:]).astype(str), **_columns(nwb.units, skip="id")},
-                region=_regions(nwb.units, recipe.units.region), observed=_observed(nwb.units),
+                region=_regions(nwb.units, recipe.units.region),
+                observed=_observed(nwb.units),
                 tables={table.name: _columns(table) for table in _tables(nwb)},
-                provenance={"nwb_version": version, "identifier": nwb.identifier or "",
-                            "session_start_time": str(nwb.session_start_time),
-                            "spike_resolution_s": str(nwb.units.resolution or "")})
+                provenance={
+                    "nwb_version": version,
+                    "identifier": nwb.identifier or "",
+                    "session_start_time": str(nwb.session_start_time),
+                    "spike_resolution_s": str(nwb.units.resolution or ""),
+                },
+            )
     said = dict.fromkeys(str(w.message).strip().split("\n")[0] for w in caught)
     return replace(recording, provenance={**recording.provenance, "reader_warnings": "\n".join(said)})
 
@@ -56,10 +68,16 @@ def look(path: Path) -> Contents:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # read_recording tells them
         with _opened(path) as (_, nwb), _damage_told(path.name):
-            units = "no units table" if nwb.units is None else \
-                f"{len(nwb.units)} units; columns {', '.join(nwb.units.colnames)}"
-            series = tuple(f"{place}: {tuple(s.data.shape)} {s.unit}, {_rate(s)}"
-                           for place, s in sorted(_all_series(nwb).items()) if hasattr(s.data, "shape"))
+            units = (
+                "no units table"
+                if nwb.units is None
+                else f"{len(nwb.units)} units; columns {', '.join(nwb.units.colnames)}"
+            )
+            series = tuple(
+                f"{place}: {tuple(s.data.shape)} {s.unit}, {_rate(s)}"
+                for place, s in sorted(_all_series(nwb).items())
+                if hasattr(s.data, "shape")
+            )
             tables = tuple(f"intervals/{t.name}: {len(t)} rows; columns {', '.join(t.colnames)}" for t in _tables(nwb))
             return Contents(units, series, tables)
 
@@ -92,8 +110,11 @@ def _opened(path: Path) -> Iterator[tuple[str, pynwb.NWBFile]]:
             io = pynwb.NWBHDF5IO(file=file, mode="r", load_namespaces=True)
             nwb = io.read()
         except Exception as error:  # pynwb meets an invalid file with whatever its parts happen to raise
-            raise SessionError(name, f"pynwb cannot read it ({type(error).__name__}: {_first_line(error)})",
-                               "validate the file with pynwb, or fetch it again") from error
+            raise SessionError(
+                name,
+                f"pynwb cannot read it ({type(error).__name__}: {_first_line(error)})",
+                "validate the file with pynwb, or fetch it again",
+            ) from error
         with io:
             yield version, nwb
 
@@ -120,7 +141,9 @@ def _damage_told(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:
-        raise SessionError(name, f"a part of the file cannot be read ({_first_line(error)})", "fetch it again") from error
+        raise SessionError(
+            name, f"a part of the file cannot be read ({_first_line(error)})", "fetch it again"
+        ) from error
 
 
 def _spikes(name: str, nwb: pynwb.NWBFile) -> tuple[np.ndarray, np.ndarray]:
@@ -135,8 +158,9 @@ def _spikes(name: str, nwb: pynwb.NWBFile) -> tuple[np.ndarray, np.ndarray]:
     ends, times = np.asarray(index.data[:]).astype(np.int64), np.asarray(index.target.data[:], dtype=np.float64)
     count = np.diff(ends, prepend=0)
     if len(ends) != len(nwb.units) or (count < 0).any() or ends[-1] != len(times):
-        raise SessionError(name, f"spike_times holds {len(times)} times, its index ends at {ends[-1:].tolist()}",
-                           "fetch it again")
+        raise SessionError(
+            name, f"spike_times holds {len(times)} times, its index ends at {ends[-1:].tolist()}", "fetch it again"
+        )
     return count, times
 
 
@@ -236,14 +260,18 @@ def _find_series(name: str, nwb: pynwb.NWBFile, key: str, signal: SignalRecipe) 
     for place in signal.path:
         hits = [path for path in every if path == place or path.endswith("/" + place)]
         if len(hits) > 1:
-            raise SessionError(name, f"{place!r} stands for {' and '.join(sorted(hits))}",
-                               f"give signals.{key}.path more of the path")
+            raise SessionError(
+                name, f"{place!r} stands for {' and '.join(sorted(hits))}", f"give signals.{key}.path more of the path"
+            )
         if hits:
             return _series(name, hits[0], every[hits[0]])
     if not signal.required or signal.derive_from:
         return None
-    raise SessionError(name, f"no series at {' or '.join(signal.path)}",
-                       f"point signals.{key}.path at one of: {', '.join(sorted(every)) or 'none, it has no series'}")
+    raise SessionError(
+        name,
+        f"no series at {' or '.join(signal.path)}",
+        f"point signals.{key}.path at one of: {', '.join(sorted(every)) or 'none, it has no series'}",
+    )
 
 
 def _series(name: str, place: str, series: pynwb.TimeSeries) -> Series:

@@ -53,8 +53,10 @@ class Row:
     def line(self) -> str:
         if self.status == REFUSED:
             return f"{self.status:8s} {self.file}  {self.message}"
-        return (f"{self.status:8s} {self.file}  {self.session}  {self.units} units  {self.spikes} spikes  "
-                f"{self.seconds:.0f} s" + (f"  ({self.message})" if self.message else ""))
+        return (
+            f"{self.status:8s} {self.file}  {self.session}  {self.units} units  {self.spikes} spikes  "
+            f"{self.seconds:.0f} s" + (f"  ({self.message})" if self.message else "")
+        )
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,11 @@ class PrepareReport:
         """The report as text, a line a file and one of totals."""
         count = {status: sum(row.status == status for row in self.rows) for status in (READ, KEPT, REFUSED)}
         good = [row for row in self.rows if row.status != REFUSED]
-        total = (f"{len(self.rows)} files: {count[READ]} read, {count[KEPT]} kept, {count[REFUSED]} refused; "
-                 f"{sum(row.units for row in good)} units, {sum(row.spikes for row in good)} spikes, "
-                 f"{sum(row.seconds for row in good) / 3600:.2f} h in {self.output}")
+        total = (
+            f"{len(self.rows)} files: {count[READ]} read, {count[KEPT]} kept, {count[REFUSED]} refused; "
+            f"{sum(row.units for row in good)} units, {sum(row.spikes for row in good)} spikes, "
+            f"{sum(row.seconds for row in good) / 3600:.2f} h in {self.output}"
+        )
         return [*(row.line for row in self.rows), total, *([self.message] if self.message else [])]
 
 
@@ -115,20 +119,32 @@ def preview(config: PrepareConfig) -> list[str]:
     check_recipe(config.recipe)
     _, files = find_files(config)
     contents = look(files[0])
-    lines = [f"{files[0].name}, the first of {len(files)} files, holds", f"  {contents.units}",
-             *(f"  {line}" for line in (*contents.series, *contents.tables))]
+    lines = [
+        f"{files[0].name}, the first of {len(files)} files, holds",
+        f"  {contents.units}",
+        *(f"  {line}" for line in (*contents.series, *contents.tables)),
+    ]
     try:
         session = read_session(files[0], config.recipe)
     except SessionError as refusal:
         return [*lines, f"the recipe {config.recipe.name} refuses it: {refusal}"]
-    signals = (f"  {name}: {s.value.shape[1]} columns, {s.unit_of_measure}, {int(s.valid.sum())} samples"
-               + (f", derived from {s.derived_from}" if s.derived_from else "") for name, s in session.signals.items())
+    signals = (
+        f"  {name}: {s.value.shape[1]} columns, {s.unit_of_measure}, {int(s.valid.sum())} samples"
+        + (f", derived from {s.derived_from}" if s.derived_from else "")
+        for name, s in session.signals.items()
+    )
     parts = [f"  phase {name}: {len(p)} times, {p.seconds:.0f} s" for name, p in session.phases.items()]
     splits = ", ".join(f"{name} {split.seconds:.0f} s" for name, split in session.splits.items())
     notes = (f"  note: {note}" for note in session.provenance["notes"].splitlines())
-    return [*lines, f"the recipe {config.recipe.name} makes session {session.id} of it",
-            f"  {len(session.units)} units, {len(session.spikes.time)} spikes, {len(session.trials)} trials", *signals,
-            *parts, f"  domain: {len(session.domain)} stretches, {session.domain.seconds:.0f} s; {splits}", *notes]
+    return [
+        *lines,
+        f"the recipe {config.recipe.name} makes session {session.id} of it",
+        f"  {len(session.units)} units, {len(session.spikes.time)} spikes, {len(session.trials)} trials",
+        *signals,
+        *parts,
+        f"  domain: {len(session.domain)} stretches, {session.domain.seconds:.0f} s; {splits}",
+        *notes,
+    ]
 
 
 def find_files(config: PrepareConfig) -> tuple[Path, list[Path]]:
@@ -214,8 +230,12 @@ def _prepare_one(path: Path, file: str, recipe: Recipe, output: Path, stored: li
     except MendableError as error:
         row = Row(file, REFUSED, message=str(error))
     except Exception as error:  # noqa: BLE001 - ours: the other files go on, the report keeps the traceback
-        row = Row(file, REFUSED, message=f"{file}: {type(error).__name__}: {error}; a fault of spikeloom, see report.json",
-                  trace=traceback.format_exc())
+        row = Row(
+            file,
+            REFUSED,
+            message=f"{file}: {type(error).__name__}: {error}; a fault of spikeloom, see report.json",
+            trace=traceback.format_exc(),
+        )
     if row.status == REFUSED:
         _remove_outdated(stored, None)
     return replace(row, took_s=round(time.perf_counter() - began, 3))
@@ -239,8 +259,15 @@ def _read(path: Path, file: str, recipe: Recipe, output: Path, stored: list[Stor
     session = replace(session, provenance={**session.provenance, **source})
     written = save_session(session, output)
     _remove_outdated(stored, written)
-    return Row(file, READ, session.id, len(session.units), len(session.spikes.time), session.domain.seconds,
-               "; ".join(session.provenance["notes"].splitlines()))
+    return Row(
+        file,
+        READ,
+        session.id,
+        len(session.units),
+        len(session.spikes.time),
+        session.domain.seconds,
+        "; ".join(session.provenance["notes"].splitlines()),
+    )
 
 
 def _remove_outdated(stored: list[Stored], written: Path | None) -> None:
@@ -256,7 +283,12 @@ def _sha256(path: Path) -> str:
 
 
 def _write_report(report: PrepareReport, recipe: Recipe, output: Path) -> PrepareReport:
-    content = {"format": 1, "recipe": recipe.name, "recipe_hash": recipe.hash(), "rows": [asdict(r) for r in report.rows]}
+    content = {
+        "format": 1,
+        "recipe": recipe.name,
+        "recipe_hash": recipe.hash(),
+        "rows": [asdict(r) for r in report.rows],
+    }
     try:
         with atomic(output / "report.json", "report.json") as stream:
             stream.write(json.dumps(content, indent=1).encode())

@@ -246,8 +246,11 @@ def check_recipe(recipe: Recipe) -> None:
         raise RecipeError(where, f"name is {recipe.name!r}", "give it a name without '/'")
     for name in (*recipe.signals, *recipe.phases):
         if not re.fullmatch(r"[A-Za-z]\w*", name) or name in ("random", "outlier"):
-            raise RecipeError(where, f"{name!r} is no name for a signal or phase",
-                              "use letters, digits and _; random and outlier are taken")
+            raise RecipeError(
+                where,
+                f"{name!r} is no name for a signal or phase",
+                "use letters, digits and _; random and outlier are taken",
+            )
     signals, phases = set(recipe.signals), {*recipe.phases, "random", "outlier"}
     named = [("outliers.signal", rule.signal, signals) for rule in recipe.outliers]
     named += [("domain.signals", name, signals) for name in recipe.domain.signals]
@@ -268,7 +271,9 @@ def check_recipe(recipe: Recipe) -> None:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise RecipeError(where, f"units.region_map has {pattern!r} ({error})", "write a regular expression") from error
+            raise RecipeError(
+                where, f"units.region_map has {pattern!r} ({error})", "write a regular expression"
+            ) from error
     for name in recipe.signals:
         _check_signal(where, name, recipe.signals)
     _check_numbers(where, recipe)
@@ -284,8 +289,11 @@ def _check_signal(where: str, name: str, signals: dict[str, SignalRecipe]) -> No
         raise RecipeError(where, f"signals.{name}.gap is {signal.gap:g}", "give more than 1 median sample interval")
     while signal.derive_from:
         if signal.derive_from not in signals:
-            raise RecipeError(where, f"signals.{chain[-1]} derives from {signal.derive_from!r}",
-                              f"declare it, or choose from {', '.join(sorted(signals))}")
+            raise RecipeError(
+                where,
+                f"signals.{chain[-1]} derives from {signal.derive_from!r}",
+                f"declare it, or choose from {', '.join(sorted(signals))}",
+            )
         if signal.derive_from in chain:
             raise RecipeError(where, f"signals.{name} derives from itself", "break the circle")
         chain.append(signal.derive_from)
@@ -300,9 +308,9 @@ def _check_numbers(where: str, recipe: Recipe) -> None:
     if splits.by == "column" and not splits.column:
         raise RecipeError(where, "splits.by is column, splits.column is empty", "name the trial column")
     if splits.blocks < 1 or splits.guard_s < 0 or recipe.domain.min_s < 0:
-        raise RecipeError(where, "splits.blocks, splits.guard_s or domain.min_s is too small",
-                          "give blocks >= 1, seconds >= 0")
+        raise RecipeError(
+            where, "splits.blocks, splits.guard_s or domain.min_s is too small", "give blocks >= 1, seconds >= 0"
+        )
     for rule in recipe.outliers:
         if rule.norm_above is None and rule.any_above is None:
-            raise RecipeError(where, f"an outlier rule for {rule.signal} has no limit",
-                              "give norm_above or any_above")
+            raise RecipeError(where, f"an outlier rule for {rule.signal} has no limit", "give norm_above or any_above")

@@ -63,7 +63,7 @@ def clock_reset(recording: Recording) -> Recording:
         return recording
     series_block = {name: _blocks(recording.name, name, one, resets) for name, one in recording.series.items()}
     ends = np.cumsum(recording.spike_count)
-    per_unit = [_falls(recording.spike_time[end - count:end]) for end, count in zip(ends, recording.spike_count)]
+    per_unit = [_falls(recording.spike_time[end - count : end]) for end, count in zip(ends, recording.spike_count)]
     keep = np.array([len(block) == 0 or block[-1] == resets for block in per_unit], dtype=bool)
     spike_keep = np.repeat(keep, recording.spike_count)
     time = recording.spike_time[spike_keep]
@@ -71,17 +71,24 @@ def clock_reset(recording: Recording) -> Recording:
 
     seen = [(time, block)] + [(one.time, series_block[name]) for name, one in recording.series.items()]
     shift = _shifts([*seen, (table["start_time"], trial_block), (table["stop_time"], trial_block)], resets)
-    trials = {name: values + shift[trial_block] if name.endswith("_time") and values.dtype.kind == "f" else values
-              for name, values in table.items()}
+    trials = {
+        name: values + shift[trial_block] if name.endswith("_time") and values.dtype.kind == "f" else values
+        for name, values in table.items()
+    }
     series = {name: replace(one, time=one.time + shift[series_block[name]]) for name, one in recording.series.items()}
     note = f"clock reset {resets} times: later blocks moved to {PAUSE_S:g} s after the one before"
     dropped = f"{int(np.sum(~keep))} units without matching resets dropped"
     return replace(
-        recording, spike_time=time + shift[block], spike_count=recording.spike_count[keep], series=series,
+        recording,
+        spike_time=time + shift[block],
+        spike_count=recording.spike_count[keep],
+        series=series,
         unit_columns={name: values[keep] for name, values in recording.unit_columns.items()},
         region=tuple(region for region, kept in zip(recording.region, keep) if kept),
-        observed=_observed(recording, keep, shift, resets), tables={**recording.tables, "trials": trials},
-        notes=(*recording.notes, note, *([] if keep.all() else [dropped])))
+        observed=_observed(recording, keep, shift, resets),
+        tables={**recording.tables, "trials": trials},
+        notes=(*recording.notes, note, *([] if keep.all() else [dropped])),
+    )
 
 
 def _falls(time: np.ndarray) -> np.ndarray:
@@ -97,8 +104,11 @@ def _overlaps(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
 def _blocks(where: str, name: str, one: Series, resets: int) -> np.ndarray:
     block = _falls(one.time)
     if len(block) and block[-1] != resets:
-        raise SessionError(where, f"the trials show {resets} clock resets, the times of {name} {block[-1]}",
-                           "leave this file out, or write a repair for it")
+        raise SessionError(
+            where,
+            f"the trials show {resets} clock resets, the times of {name} {block[-1]}",
+            "leave this file out, or write a repair for it",
+        )
     return block
 
 

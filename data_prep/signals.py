@@ -23,7 +23,9 @@ def stretches(time: np.ndarray, gap: float) -> np.ndarray:
 def covered(time: np.ndarray, gap: float) -> Intervals:
     """Where the samples are contiguous; every sample stands for one sample interval around it."""
     bounds, half = stretches(time, gap), sample_interval(time) / 2
-    return Intervals.of(zip(time[bounds[:, 0]] - half, time[bounds[:, 1] - 1] + half)) if len(bounds) else Intervals.of([])
+    return (
+        Intervals.of(zip(time[bounds[:, 0]] - half, time[bounds[:, 1] - 1] + half)) if len(bounds) else Intervals.of([])
+    )
 
 
 def differentiate(time: np.ndarray, value: np.ndarray, gap: float) -> np.ndarray:
@@ -52,8 +54,9 @@ def resample(time: np.ndarray, value: np.ndarray, hz: float, gap: float) -> tupl
             total = np.concatenate([np.zeros((1, v.shape[1])), np.cumsum(np.nan_to_num(v), axis=0)])
             holes = np.concatenate([np.zeros((1, v.shape[1])), np.cumsum(~np.isfinite(v), axis=0)])
             count = np.maximum(high - low, 1)[:, None]
-            new = np.where((holes[high] - holes[low] > 0) | (high == low)[:, None], np.nan,
-                           (total[high] - total[low]) / count)
+            new = np.where(
+                (holes[high] - holes[low] > 0) | (high == low)[:, None], np.nan, (total[high] - total[low]) / count
+            )
         else:
             new = np.stack([np.interp(grid, t, column) for column in v.T], axis=1)
         times.append(grid)

@@ -20,7 +20,7 @@ def in_order_of_time(time: np.ndarray, count: np.ndarray) -> tuple[Spikes, int]:
     before, after = (np.searchsorted(stop, where, "right") for where in (falls, falls + 1))
     unsorted = np.unique(before[before == after])  # elsewhere a fall is the step from one unit to the next
     for unit in unsorted:
-        time[start[unit]:stop[unit]].sort()
+        time[start[unit] : stop[unit]].sort()
     return _merged(time, start, stop), len(unsorted)
 
 

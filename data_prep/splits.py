@@ -10,7 +10,9 @@ from data_prep.session import SPLITS, Intervals
 from data_prep.trials import Trials, column
 
 
-def split_domain(where: str, recipe: SplitsRecipe, domain: Intervals, trials: Trials, min_s: float) -> dict[str, Intervals]:
+def split_domain(
+    where: str, recipe: SplitsRecipe, domain: Intervals, trials: Trials, min_s: float
+) -> dict[str, Intervals]:
     """train, valid and test inside the domain, any two of them at least `guard_s` apart; pieces under `min_s` dropped.
 
     Raises SessionError where there is too little to split.
@@ -54,8 +56,11 @@ def blocks(domain: Intervals, count: int) -> list[Intervals]:
     for low, high in pairwise(cuts):
         first, last = np.searchsorted(laid, low, "right") - 1, np.searchsorted(laid, high, "left")
         shift = whole.start[first:last] - laid[first:last]
-        parts.append(Intervals.of(zip(np.maximum(low, laid[first:last]) + shift,
-                                      np.minimum(high, laid[first + 1:last + 1]) + shift)))
+        parts.append(
+            Intervals.of(
+                zip(np.maximum(low, laid[first:last]) + shift, np.minimum(high, laid[first + 1 : last + 1]) + shift)
+            )
+        )
     return parts
 
 
@@ -65,11 +70,16 @@ def _by_blocks(where: str, recipe: SplitsRecipe, domain: Intervals) -> dict[str,
     return _deal(where, recipe, order, parts, "blocks")
 
 
-def _deal(where: str, recipe: SplitsRecipe, order: np.ndarray, parts: list[Intervals], what: str) -> dict[str, Intervals]:
+def _deal(
+    where: str, recipe: SplitsRecipe, order: np.ndarray, parts: list[Intervals], what: str
+) -> dict[str, Intervals]:
     shares = tuple(getattr(recipe, name) for name in SPLITS)
     if len(order) < sum(share > 0 for share in shares):
-        raise SessionError(where, f"{len(order)} usable {what} to share between {sum(s > 0 for s in shares)} splits",
-                           "split it by blocks of time (splits.by=blocks)" if what == "trials" else "raise splits.blocks")
+        raise SessionError(
+            where,
+            f"{len(order)} usable {what} to share between {sum(s > 0 for s in shares)} splits",
+            "split it by blocks of time (splits.by=blocks)" if what == "trials" else "raise splits.blocks",
+        )
     ends = np.cumsum(sizes(len(order), shares))
     dealt = zip(SPLITS, np.split(order, ends[:-1]))
     return {name: Intervals.of(pair for k in part for pair in parts[k]) for name, part in dealt}
@@ -100,8 +110,11 @@ def _by_column(where, recipe: SplitsRecipe, trials: Trials, usable: np.ndarray, 
     values = column(where, trials.columns, recipe.column).astype(str)
     chosen = {name: [k for k in usable if values[k] in recipe.values.get(name, ())] for name in SPLITS}
     if not chosen["train"]:
-        raise SessionError(where, f"no trial has {recipe.column} in {recipe.values.get('train', [])}",
-                           f"the column holds {', '.join(sorted(set(values.tolist()))[:5])}")
+        raise SessionError(
+            where,
+            f"no trial has {recipe.column} in {recipe.values.get('train', [])}",
+            f"the column holds {', '.join(sorted(set(values.tolist()))[:5])}",
+        )
     unnamed = [name for name in SPLITS if name not in recipe.values]
     shares = tuple(getattr(recipe, name) for name in ("train", *unnamed))
     order = np.random.default_rng(recipe.seed).permutation(chosen["train"])

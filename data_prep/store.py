@@ -70,8 +70,9 @@ def atomic(path: Path, where: str, check: Callable[[], None] = lambda: None) -> 
             os.replace(hidden, path)
     except (OSError, RuntimeError) as error:  # h5py turns some failed writes into RuntimeError
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        raise SessionError(where, f"cannot be written to {path.parent} ({reason})",
-                           "make room there, or choose another output") from error
+        raise SessionError(
+            where, f"cannot be written to {path.parent} ({reason})", "make room there, or choose another output"
+        ) from error
     finally:
         hidden.unlink(missing_ok=True)
 
@@ -94,28 +95,41 @@ def _refuse_namesake(path: Path, session: Session) -> None:
     except SessionError:
         return  # not a session that could be read: replacing it loses nothing
     if other.get("file") != own.get("file") and other.get("sha256") != own.get("sha256"):
-        raise SessionError(session.id, f"already stored from {other.get('file')}",
-                           f"name sessions apart (session: file in the recipe), or remove {path.name}")
+        raise SessionError(
+            session.id,
+            f"already stored from {other.get('file')}",
+            f"name sessions apart (session: file in the recipe), or remove {path.name}",
+        )
 
 
 def _write(file: h5py.File, session: Session) -> None:
     arrays = {"spikes/time": session.spikes.time, "spikes/unit": session.spikes.unit}
     for name, signal in session.signals.items():
         arrays |= {f"signals/{name}/{part}": getattr(signal, part) for part in ("time", "value", "valid")}
-    intervals = {"trials": session.trials, "domain": session.domain,
-                 **{f"splits/{name}": split for name, split in session.splits.items()},
-                 **{f"phases/{name}": phase for name, phase in session.phases.items()}}
+    intervals = {
+        "trials": session.trials,
+        "domain": session.domain,
+        **{f"splits/{name}": split for name, split in session.splits.items()},
+        **{f"phases/{name}": phase for name, phase in session.phases.items()},
+    }
     arrays |= {name: np.stack([part.start, part.stop]) for name, part in intervals.items()}
     arrays |= {f"trial_columns/{k}": values for k, values in enumerate(session.trial_columns.values())}
     for name, values in arrays.items():
         file[name] = np.char.encode(values, "utf-8") if values.dtype.kind == "U" else values
     header = {
-        "id": session.id, "dandiset": session.dandiset, "subject": session.subject, "paradigm": session.paradigm,
+        "id": session.id,
+        "dandiset": session.dandiset,
+        "subject": session.subject,
+        "paradigm": session.paradigm,
         "units": asdict(session.units),
         "signals": {name: [s.unit_of_measure, s.derived_from] for name, s in session.signals.items()},
-        "trial_columns": list(session.trial_columns), "phases": list(session.phases), "splits": list(session.splits),
-        "loss_weights": session.loss_weights, "eval_phases": session.eval_phases,
-        "target_scale": session.target_scale, "provenance": session.provenance,
+        "trial_columns": list(session.trial_columns),
+        "phases": list(session.phases),
+        "splits": list(session.splits),
+        "loss_weights": session.loss_weights,
+        "eval_phases": session.eval_phases,
+        "target_scale": session.target_scale,
+        "provenance": session.provenance,
         "totals": {"units": len(session.units), "spikes": len(session.spikes.time), "seconds": session.domain.seconds},
     }
     file["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
@@ -130,8 +144,9 @@ def _opened(path: Path) -> Iterator[tuple[h5py.File, dict]]:
             if version is None:
                 raise SessionError(path.name, "not a stored session", "run prepare again into an empty folder")
             if version != FORMAT:
-                raise SessionError(path.name, f"stored in format {version}, this version reads {FORMAT}",
-                                   "run prepare again")
+                raise SessionError(
+                    path.name, f"stored in format {version}, this version reads {FORMAT}", "run prepare again"
+                )
             yield file, json.loads(file["header"][:].tobytes())
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else "damaged or truncated"
@@ -142,27 +157,45 @@ def describe(path: Path) -> Stored:
     """Id, totals and provenance of a stored session; raises SessionError where it is damaged or of another format."""
     with _opened(Path(path)) as (_, header):
         totals = header["totals"]
-        return Stored(Path(path), header["id"], totals["units"], totals["spikes"], totals["seconds"], header["provenance"])
+        return Stored(
+            Path(path), header["id"], totals["units"], totals["spikes"], totals["seconds"], header["provenance"]
+        )
 
 
 def load_session(path: Path) -> Session:
     """A stored session; raises SessionError where it is missing, damaged or of another format."""
     with _opened(Path(path)) as (file, header):
+
         def intervals(name: str) -> Intervals:
             start, stop = file[name][:]
             return Intervals(start, stop)
 
-        signals = {name: Signal(name, *(file[f"signals/{name}/{part}"][:] for part in ("time", "value")),
-                                unit, file[f"signals/{name}/valid"][:], derived)
-                   for name, (unit, derived) in header["signals"].items()}
+        signals = {
+            name: Signal(
+                name,
+                *(file[f"signals/{name}/{part}"][:] for part in ("time", "value")),
+                unit,
+                file[f"signals/{name}/valid"][:],
+                derived,
+            )
+            for name, (unit, derived) in header["signals"].items()
+        }
         columns = {name: file[f"trial_columns/{k}"][:] for k, name in enumerate(header["trial_columns"])}
         return Session(
-            id=header["id"], dandiset=header["dandiset"], subject=header["subject"], paradigm=header["paradigm"],
+            id=header["id"],
+            dandiset=header["dandiset"],
+            subject=header["subject"],
+            paradigm=header["paradigm"],
             units=Units(**{key: tuple(values) for key, values in header["units"].items()}),
-            spikes=Spikes(file["spikes/time"][:], file["spikes/unit"][:]), signals=signals,
-            trials=intervals("trials"), domain=intervals("domain"),
+            spikes=Spikes(file["spikes/time"][:], file["spikes/unit"][:]),
+            signals=signals,
+            trials=intervals("trials"),
+            domain=intervals("domain"),
             trial_columns={n: np.char.decode(v, "utf-8") if v.dtype.kind == "S" else v for n, v in columns.items()},
             phases={name: intervals(f"phases/{name}") for name in header["phases"]},
             splits={name: intervals(f"splits/{name}") for name in header["splits"]},
-            loss_weights=header["loss_weights"], eval_phases=tuple(header["eval_phases"]),
-            target_scale=header["target_scale"], provenance=header["provenance"])
+            loss_weights=header["loss_weights"],
+            eval_phases=tuple(header["eval_phases"]),
+            target_scale=header["target_scale"],
+            provenance=header["provenance"],
+        )

@@ -1,4 +1,4 @@
-"""Known tuning -> NWB files: centre-out sessions of three simulated animals, heterogeneous on purpose, with the truth beside them.
+"""Known tuning -> NWB files: centre-out sessions of three simulated animals, differing on purpose, the truth beside them.
 
 The cursor is a sum of minimum-jerk submovements. A unit fires, at time t, with the rate
 

@@ -46,8 +46,8 @@ def passes(where: str, table: dict[str, np.ndarray], conditions: list[Condition]
             if values.dtype.kind == "U":
                 raise SessionError(where, f"column {condition.column!r} holds text", "compare it with one_of")
             number = values.astype(np.float64)
-            mask &= (number >= (-np.inf if condition.min is None else condition.min))
-            mask &= (number <= (np.inf if condition.max is None else condition.max))
+            mask &= number >= (-np.inf if condition.min is None else condition.min)
+            mask &= number <= (np.inf if condition.max is None else condition.max)
     return mask
 
 

@@ -35,15 +35,21 @@ from sharding.statistics import target_statistics
 PARTS = ("ingest", "loader", "train", "size")
 SYNTHETIC_RECIPE = "dandisets/synthetic.yaml"
 # Peak memory of a command. A child begins with the peak of the process that forks it: so a small one stands between.
-WATCHER = ("import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]);"
-           "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)")
+WATCHER = (
+    "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]);"
+    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
+)
 WARM_BATCHES, WARM_STEPS = 4, 5  # left out of the measurement
 
 
 def _training() -> PretrainConfig:
     plain = PretrainConfig()
-    return replace(plain, trainer=replace(plain.trainer, steps=30, val_every=1_000_000, save_every=1_000_000,
-                                          log_every=1, threads=1, device="cpu"))
+    return replace(
+        plain,
+        trainer=replace(
+            plain.trainer, steps=30, val_every=1_000_000, save_every=1_000_000, log_every=1, threads=1, device="cpu"
+        ),
+    )
 
 
 @dataclass(frozen=True)
@@ -181,8 +187,10 @@ def _training_speed(config: BenchConfig, index: ShardIndex) -> Iterator[Measurem
     steady = (step >= WARM_STEPS) & (step < training.trainer.steps)
     rate = (windows[steady][-1] - windows[steady][0]) / (seconds[steady][-1] - seconds[steady][0])
     threads = training.trainer.threads or "all"
-    of = f"{training.model.name}, width {training.model.width}, depth {training.model.depth}, " \
-         f"{len(facts['units']):,} units, batches of {training.loader.batch_windows}, {threads} threads"
+    of = (
+        f"{training.model.name}, width {training.model.width}, depth {training.model.depth}, "
+        f"{len(facts['units']):,} units, batches of {training.loader.batch_windows}, {threads} threads"
+    )
     yield Measurement("training", float(rate), "windows/s", of)
 
 
@@ -198,15 +206,22 @@ def _sizes(reading: PrepareConfig, index: ShardIndex) -> Iterator[Measurement]:
 
 
 def _write(folder: Path, measurements: list[Measurement]) -> None:
-    facts = {"command": shlex.join(["spikeloom", *sys.argv[1:]]), "machine": machine(),
-             "date": datetime.now(UTC).isoformat(timespec="seconds"),
-             "versions": {name: version(name) for name in ("spikeloom", "torch", "numpy")}}
+    facts = {
+        "command": shlex.join(["spikeloom", *sys.argv[1:]]),
+        "machine": machine(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {name: version(name) for name in ("spikeloom", "torch", "numpy")},
+    }
     folder.mkdir(parents=True, exist_ok=True)
     content = {**facts, "measurements": [asdict(m) for m in measurements]}
     (folder / "bench.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     told = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-    lines = [f"`{facts['command']}`, {facts['date'][:10]}, {facts['machine']}, {told}", "",
-             "| what | value | unit | of |", "|---|---|---|---|"]
+    lines = [
+        f"`{facts['command']}`, {facts['date'][:10]}, {facts['machine']}, {told}",
+        "",
+        "| what | value | unit | of |",
+        "|---|---|---|---|",
+    ]
     lines += [f"| {m.what} | {as_text(m.value)} | {m.unit} | {m.of} |" for m in measurements]
     (folder / "bench.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"written: {folder / 'bench.json'}, {folder / 'bench.md'}")

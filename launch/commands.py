@@ -42,8 +42,10 @@ def _prepare(config) -> int:
 def _plan_prepare(config) -> list[str]:
     from data_prep.prepare import preview
 
-    return [f"would read {' '.join(config.files)} of {config.source} and write sessions to {config.output}",
-            *preview(config)]
+    return [
+        f"would read {' '.join(config.files)} of {config.source} and write sessions to {config.output}",
+        *preview(config),
+    ]
 
 
 def _shard_schema() -> type:
@@ -64,8 +66,10 @@ def _shard(config) -> int:
 
 
 def _plan_shard(config) -> list[str]:
-    return [f"would cut the sessions of {config.sessions} into segments and write shards of about "
-            f"{config.shard_mb:g} MB to {config.output}"]
+    return [
+        f"would cut the sessions of {config.sessions} into segments and write shards of about "
+        f"{config.shard_mb:g} MB to {config.output}"
+    ]
 
 
 def _pretrain_schema() -> type:
@@ -81,8 +85,7 @@ def _pretrain(config) -> int:
 
 
 def _plan_pretrain(config) -> list[str]:
-    return [f"would train {config.model.name} for {config.trainer.steps:,} steps into {config.run}",
-            *_chosen(config)]
+    return [f"would train {config.model.name} for {config.trainer.steps:,} steps into {config.run}", *_chosen(config)]
 
 
 def _chosen(config) -> list[str]:
@@ -90,8 +93,10 @@ def _chosen(config) -> list[str]:
     from pretrain.train import chosen_sessions
 
     sessions = chosen_sessions(config.shards, config.sessions, config.exclude).sessions
-    return [f"on {len(sessions)} sessions of {config.shards}:",
-            *(f"  {row.id}  {row.units} units, {row.hours['train'] * 60:.1f} min of training data" for row in sessions)]
+    return [
+        f"on {len(sessions)} sessions of {config.shards}:",
+        *(f"  {row.id}  {row.units} units, {row.hours['train'] * 60:.1f} min of training data" for row in sessions),
+    ]
 
 
 def _finetune_schema() -> type:
@@ -107,8 +112,10 @@ def _finetune(config) -> int:
 
 
 def _plan_finetune(config) -> list[str]:
-    return [f"would adapt {config.checkpoint} ({config.mode}) for {config.trainer.steps:,} steps into {config.run}",
-            *_chosen(config)]
+    return [
+        f"would adapt {config.checkpoint} ({config.mode}) for {config.trainer.steps:,} steps into {config.run}",
+        *_chosen(config),
+    ]
 
 
 def _evaluate_schema() -> type:
@@ -194,30 +201,69 @@ VERBS = {
     "prepare": Verb(
         "read NWB files by a recipe into stored sessions",
         "spikeloom prepare configs/dandisets/limblab_wf.yaml source=nwb output=sessions",
-        _prepare_schema, _prepare, _plan_prepare, word="RECIPE", positional="recipe", needs="a recipe"),
+        _prepare_schema,
+        _prepare,
+        _plan_prepare,
+        word="RECIPE",
+        positional="recipe",
+        needs="a recipe",
+    ),
     "shard": Verb(
         "cut stored sessions into shards of segments, with an index",
         "spikeloom shard sessions=sessions output=shards",
-        _shard_schema, _shard, _plan_shard, needs="sessions=FOLDER output=FOLDER"),
+        _shard_schema,
+        _shard,
+        _plan_shard,
+        needs="sessions=FOLDER output=FOLDER",
+    ),
     "pretrain": Verb(
         "train a model on the sessions of a shard root",
         "spikeloom pretrain configs/pretrain/demo.yaml shards=shards run=runs/pretrain",
-        _pretrain_schema, _pretrain, _plan_pretrain, needs="shards=FOLDER run=FOLDER"),
+        _pretrain_schema,
+        _pretrain,
+        _plan_pretrain,
+        needs="shards=FOLDER run=FOLDER",
+    ),
     "finetune": Verb(
         "adapt a checkpoint to sessions it never saw",
         "spikeloom finetune configs/finetune/demo.yaml checkpoint=runs/pretrain shards=shards run=runs/finetune",
-        _finetune_schema, _finetune, _plan_finetune, needs="checkpoint=FOLDER shards=FOLDER run=FOLDER"),
+        _finetune_schema,
+        _finetune,
+        _plan_finetune,
+        needs="checkpoint=FOLDER shards=FOLDER run=FOLDER",
+    ),
     "evaluate": Verb(
         "judge a run on held-out intervals beside a Wiener filter, and write its report",
         "spikeloom evaluate run=runs/finetune",
-        _evaluate_schema, _evaluate, _plan_evaluate, needs="run=FOLDER"),
+        _evaluate_schema,
+        _evaluate,
+        _plan_evaluate,
+        needs="run=FOLDER",
+    ),
     "show": Verb(
         "say what a path holds: a session, shards, a checkpoint or a run",
-        "spikeloom show shards", _show_schema, _show, _plan_show, word="PATH", positional="path", needs="a path"),
+        "spikeloom show shards",
+        _show_schema,
+        _show,
+        _plan_show,
+        word="PATH",
+        positional="path",
+        needs="a path",
+    ),
     "demo": Verb(
         "the whole way on synthetic sessions, or on a folder of your own NWB files",
-        "spikeloom demo output=demo", _demo_schema, _demo, _plan_demo),
+        "spikeloom demo output=demo",
+        _demo_schema,
+        _demo,
+        _plan_demo,
+    ),
     "bench": Verb(
         "measure ingestion, loading, training and sizes on this machine",
-        "spikeloom bench loader", _bench_schema, _bench, _plan_bench, word="[WHAT]", positional="what"),
+        "spikeloom bench loader",
+        _bench_schema,
+        _bench,
+        _plan_bench,
+        word="[WHAT]",
+        positional="what",
+    ),
 }

@@ -204,8 +204,11 @@ def _field(cls: type, name, tree: dict, key: str, source: str) -> Field:
 
 
 def _paths(tree: dict) -> list[str]:
-    return [path for name, value in tree.items()
-            for path in ([f"{name}.{inner}" for inner in _paths(value)] if isinstance(value, dict) else [str(name)])]
+    return [
+        path
+        for name, value in tree.items()
+        for path in ([f"{name}.{inner}" for inner in _paths(value)] if isinstance(value, dict) else [str(name)])
+    ]
 
 
 def _merge_leaf(hint, value, source: str, key: str):

@@ -49,6 +49,7 @@ def demo(config: DemoConfig) -> Path:
     The last two sessions by name are held out from pretraining (the last one where there are fewer than four). A single
     session is learned from scratch. Raises whatever a stage raises; what is done stays done.
     """
+    from data_prep.prepare import PrepareConfig
     from sharding.index import ShardIndex
 
     began = time.monotonic()
@@ -56,9 +57,11 @@ def demo(config: DemoConfig) -> Path:
     stages = Stages(Path(config.output), total=_count_stages(config, nwb))
     if not config.nwb:
         nwb = _simulate(stages, config)
-    shards = _shards(stages, config, nwb, recipe)
+    preparing = load(PrepareConfig, recipe, [], positional="recipe")
+    shards = _shards(stages, config, nwb, preparing)
     known, new = hold_out(ShardIndex.open(shards).session_ids)
-    runs = _learn(stages, config, shards, known, new)
+    training = _training(config, shards, known, recipe, preparing.recipe.signals)
+    runs = _learn(stages, config, training, known, new)
     report = _judge(stages, runs, shards, new or known)
     metrics = {label: run / "metrics.csv" for label, run in runs.items()}
     page = write_report(report, curves=metrics, title=_title(config, known, new))
@@ -103,12 +106,10 @@ def _simulate(stages: Stages, config: DemoConfig) -> Path:
     return stages.run("synthetic", "Simulate sessions", as_mapping(synthetic), "nwb", work)
 
 
-def _shards(stages: Stages, config: DemoConfig, nwb: Path, recipe: str) -> Path:
-    """NWB files into sessions, those into shards; gives the folder of the shards."""
-    from data_prep.prepare import PrepareConfig, prepare
+def _shards(stages: Stages, config: DemoConfig, nwb: Path, plain) -> Path:
+    """NWB files into sessions as `plain`, a PrepareConfig, says, those into shards; gives the folder of the shards."""
+    from data_prep.prepare import prepare
     from sharding.shard import ShardConfig, shard
-
-    plain = load(PrepareConfig, recipe, [], positional="recipe")
 
     def read(folder: Path) -> str:
         reading = replace(plain, source=str(nwb), output=str(folder), workers=config.workers)
@@ -130,13 +131,23 @@ def _shards(stages: Stages, config: DemoConfig, nwb: Path, recipe: str) -> Path:
     return stages.run("shard", "Cut them into shards", as_mapping(cutting), "shards", cut)
 
 
-def _learn(stages: Stages, config: DemoConfig, shards: Path, known: list[str], new: list[str]) -> dict[str, Path]:
-    """Pretrain, and adapt in both ways where sessions are held out; run folders by label."""
-    from pretrain.finetune import FinetuneConfig, finetune
-    from pretrain.train import PretrainConfig, pretrain
+def _training(config: DemoConfig, shards: Path, known: list[str], recipe: str, signals: dict):
+    """The PretrainConfig of the demo: on your own recordings it decodes, about its mean, the first signal of the recipe."""
+    from pretrain.train import PretrainConfig
 
-    paths = {"shards": str(shards), "seed": config.seed}
-    training = replace(load(PretrainConfig, config.pretrain, []), **paths, sessions=_exactly(known), exclude=[])
+    plain = load(PretrainConfig, config.pretrain, [])
+    if config.nwb and config.pretrain == DemoConfig.pretrain:
+        if not signals:
+            raise ConfigError(recipe, "names no signal to decode", "name one under signals")
+        plain = replace(plain, task=replace(plain.task, signal=next(iter(signals)), center=True))
+    return replace(plain, shards=str(shards), seed=config.seed, sessions=_exactly(known), exclude=[])
+
+
+def _learn(stages: Stages, config: DemoConfig, training, known: list[str], new: list[str]) -> dict[str, Path]:
+    """Pretrain as `training` says, and adapt in both ways where sessions are held out; run folders by label."""
+    from pretrain.finetune import FinetuneConfig, finetune
+    from pretrain.train import pretrain
+
     base = stages.run(
         "pretrain",
         f"Pretrain on {_sessions(known)}" if new else f"Train on {known[0]}",
@@ -147,7 +158,8 @@ def _learn(stages: Stages, config: DemoConfig, shards: Path, known: list[str], n
     if not new:
         return {ALONE: base}
     runs = {PRETRAINING: base}
-    plain = replace(load(FinetuneConfig, config.finetune, []), **paths, checkpoint=str(base), sessions=_exactly(new))
+    paths = {"shards": training.shards, "seed": config.seed, "checkpoint": str(base)}
+    plain = replace(load(FinetuneConfig, config.finetune, []), **paths, sessions=_exactly(new))
     for mode, label in MODES.items():
         adapting = replace(plain, mode=mode, exclude=[])
         runs[label] = stages.run(

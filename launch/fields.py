@@ -54,7 +54,7 @@ def without_none(hint):
     if typing.get_origin(hint) in (Union, types.UnionType):
         kept = [arg for arg in typing.get_args(hint) if arg is not type(None)]
         if len(kept) < len(typing.get_args(hint)):
-            return Union[tuple(kept)]
+            return Union[tuple(kept)]  # noqa: UP007 - of a tuple of types
     return hint
 
 
@@ -84,8 +84,16 @@ def in_words(hint) -> str:
         return f"a list, each {in_words(args[0])}"
     if origin is dict:
         return f"a mapping, each value {in_words(args[1])}"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null",
-             list: "a list", tuple: "a list", dict: "a mapping"}
+    words = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        type(None): "null",
+        list: "a list",
+        tuple: "a list",
+        dict: "a mapping",
+    }
     return words.get(hint, "a mapping" if is_dataclass(hint) else getattr(hint, "__name__", str(hint)))
 
 

@@ -12,8 +12,13 @@ class ItemProgress:
 
     def __init__(self, verb: str, total: int | None = None):
         self.verb, self.total, self.done = verb, total, 0
-        columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                   TextColumn("{task.description}"))
+        columns = (
+            TextColumn(verb),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+        )
         self.bar = Progress(*columns, console=Console(stderr=True), transient=True) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "ItemProgress":

@@ -57,21 +57,46 @@ def show_file(path: Path) -> None:
 def show_session(session: Session) -> None:
     """Facts, units by region, signals and splits of one session."""
     minutes, rate = session.domain.seconds / 60, len(session.spikes.time) / max(session.domain.seconds, 1e-9)
-    print_table(f"session {session.id}", ["", ""], [
-        ["subject", session.subject], ["paradigm", session.paradigm], ["recorded (min)", minutes],
-        ["units", len(session.units)], ["spikes", len(session.spikes.time)],
-        ["rate of a unit (Hz)", rate / max(len(session.units), 1)], ["trials", len(session.trials)],
-        *([key.replace("_", " "), value] for key, value in session.provenance.items() if value)])
+    print_table(
+        f"session {session.id}",
+        ["", ""],
+        [
+            ["subject", session.subject],
+            ["paradigm", session.paradigm],
+            ["recorded (min)", minutes],
+            ["units", len(session.units)],
+            ["spikes", len(session.spikes.time)],
+            ["rate of a unit (Hz)", rate / max(len(session.units), 1)],
+            ["trials", len(session.trials)],
+            *([key.replace("_", " "), value] for key, value in session.provenance.items() if value),
+        ],
+    )
     regions, counts = np.unique(np.array(session.units.region, dtype=str), return_counts=True)
     print_table("units", ["region", "units"], list(zip(regions.tolist(), counts.tolist())))
-    print_table("signals", ["signal", "dims", "unit", "Hz", "samples", "valid (%)", "lowest", "highest", "from"],
-                [_signal_row(signal) for signal in session.signals.values()])
-    print_table("splits", ["split", "intervals", "minutes"],
-                [[name, len(part), part.seconds / 60] for name, part in session.splits.items()])
-    print_table("phases", ["phase", "intervals", "minutes", "loss weight", "evaluated"], [
-        [name, len(part), part.seconds / 60, session.loss_weights.get(name, 1.0),
-         "yes" if not session.eval_phases or name in session.eval_phases else "no"]
-        for name, part in session.phases.items()])
+    print_table(
+        "signals",
+        ["signal", "dims", "unit", "Hz", "samples", "valid (%)", "lowest", "highest", "from"],
+        [_signal_row(signal) for signal in session.signals.values()],
+    )
+    print_table(
+        "splits",
+        ["split", "intervals", "minutes"],
+        [[name, len(part), part.seconds / 60] for name, part in session.splits.items()],
+    )
+    print_table(
+        "phases",
+        ["phase", "intervals", "minutes", "loss weight", "evaluated"],
+        [
+            [
+                name,
+                len(part),
+                part.seconds / 60,
+                session.loss_weights.get(name, 1.0),
+                "yes" if not session.eval_phases or name in session.eval_phases else "no",
+            ]
+            for name, part in session.phases.items()
+        ],
+    )
 
 
 def _signal_row(signal) -> list:
@@ -79,8 +104,17 @@ def _signal_row(signal) -> list:
     low, high = (float(value.min()), float(value.max())) if value.size else (None, None)
     hz = float(1 / np.median(np.diff(signal.time))) if len(signal.time) > 1 else None
     share = 100 * float(signal.valid.mean()) if len(signal.valid) else None
-    return [signal.name, signal.value.shape[1], signal.unit_of_measure, hz, len(signal.time), share, low, high,
-            signal.derived_from]
+    return [
+        signal.name,
+        signal.value.shape[1],
+        signal.unit_of_measure,
+        hz,
+        len(signal.time),
+        share,
+        low,
+        high,
+        signal.derived_from,
+    ]
 
 
 def show_sessions(folder: Path) -> None:
@@ -92,10 +126,22 @@ def show_sessions(folder: Path) -> None:
         except MendableError as error:
             rows.append([path.name, None, None, None, None, None, f"{error.found}; {error.do}"])
             continue
-        rows.append([session.id, session.subject, len(session.units), len(session.spikes.time),
-                     session.domain.seconds / 60, ", ".join(session.signals), ""])
-    print_table(f"{len(rows)} sessions in {folder}",
-                ["session", "subject", "units", "spikes", "minutes", "signals", "refused"], rows)
+        rows.append(
+            [
+                session.id,
+                session.subject,
+                len(session.units),
+                len(session.spikes.time),
+                session.domain.seconds / 60,
+                ", ".join(session.signals),
+                "",
+            ]
+        )
+    print_table(
+        f"{len(rows)} sessions in {folder}",
+        ["session", "subject", "units", "spikes", "minutes", "signals", "refused"],
+        rows,
+    )
 
 
 def show_prepared(report: PrepareReport) -> None:
@@ -103,8 +149,11 @@ def show_prepared(report: PrepareReport) -> None:
     good = [row for row in report.rows if row.status != REFUSED]
     columns = ["file", "status", "session", "units", "spikes", "minutes", "note"]
     if good:
-        print_table(f"sessions in {report.output}", columns, [
-            [row.file, row.status, row.session, row.units, row.spikes, row.seconds / 60, row.message] for row in good])
+        print_table(
+            f"sessions in {report.output}",
+            columns,
+            [[row.file, row.status, row.session, row.units, row.spikes, row.seconds / 60, row.message] for row in good],
+        )
     if report.refused:
         print_table("refused", ["why"], [[row.message] for row in report.refused])
     print(report.lines()[len(report.rows)])
@@ -115,17 +164,41 @@ def show_prepared(report: PrepareReport) -> None:
 def show_shards(index: ShardIndex, root) -> None:
     """Totals and sessions of a shard root, and what was refused when it was written."""
     total = index.summary()
-    print_table(f"shards in {root}", ["", ""], [
-        ["format", total["format"]], ["sessions", total["sessions"]], ["units", total["units"]],
-        ["spikes", total["spikes"]], *([f"{split} (h)", hours] for split, hours in total["hours"].items()),
-        ["shard files", total["shards"]], ["MB", total["bytes"] / 1e6], ["segments", total["segments"]],
-        ["longest window (s)", index.halo_us / 1e6], ["phases", ", ".join(total["phases"])]])
+    print_table(
+        f"shards in {root}",
+        ["", ""],
+        [
+            ["format", total["format"]],
+            ["sessions", total["sessions"]],
+            ["units", total["units"]],
+            ["spikes", total["spikes"]],
+            *([f"{split} (h)", hours] for split, hours in total["hours"].items()),
+            ["shard files", total["shards"]],
+            ["MB", total["bytes"] / 1e6],
+            ["segments", total["segments"]],
+            ["longest window (s)", index.halo_us / 1e6],
+            ["phases", ", ".join(total["phases"])],
+        ],
+    )
     minutes = [f"{split} (min)" for split in SPLITS]
-    print_table("sessions", ["session", "subject", "units", "spikes", *minutes, "signals"], [
-        [row.id, row.subject, row.units, row.spikes, *(row.hours.get(split, 0) * 60 for split in SPLITS),
-         ", ".join(f"{name} {signal.dims}-D {signal.hz:.0f} Hz ({signal.unit_of_measure})"
-                   for name, signal in row.signals.items())]
-        for row in index.sessions])
+    print_table(
+        "sessions",
+        ["session", "subject", "units", "spikes", *minutes, "signals"],
+        [
+            [
+                row.id,
+                row.subject,
+                row.units,
+                row.spikes,
+                *(row.hours.get(split, 0) * 60 for split in SPLITS),
+                ", ".join(
+                    f"{name} {signal.dims}-D {signal.hz:.0f} Hz ({signal.unit_of_measure})"
+                    for name, signal in row.signals.items()
+                ),
+            ]
+            for row in index.sessions
+        ],
+    )
     if index.refused:
         print_table("refused", ["file", "message"], [[row.file, row.message] for row in index.refused])
 
@@ -137,11 +210,21 @@ def show_checkpoint(folder: Path) -> None:
     checkpoint = load_checkpoint(folder)
     numbers = sum(tensor.numel() for tensor in checkpoint.weights.values())
     parts = {part: checkpoint.config.get(part) or {} for part in ("model", "task")}
-    print_table(f"checkpoint {folder}", ["", ""], [
-        ["format", checkpoint.format], ["commit", checkpoint.commit], ["model", parts["model"].get("name")],
-        ["task", parts["task"].get("name")], ["signal", parts["task"].get("signal")],
-        ["window (s)", checkpoint.config.get("window_s")],
-        ["parameters", numbers], ["units", len(checkpoint.units) - 1], ["sessions", len(checkpoint.sessions) - 1]])
+    print_table(
+        f"checkpoint {folder}",
+        ["", ""],
+        [
+            ["format", checkpoint.format],
+            ["commit", checkpoint.commit],
+            ["model", parts["model"].get("name")],
+            ["task", parts["task"].get("name")],
+            ["signal", parts["task"].get("signal")],
+            ["window (s)", checkpoint.config.get("window_s")],
+            ["parameters", numbers],
+            ["units", len(checkpoint.units) - 1],
+            ["sessions", len(checkpoint.sessions) - 1],
+        ],
+    )
     print_table("sessions", ["session"], [[name] for name in checkpoint.sessions.ids])
 
 
@@ -168,7 +251,9 @@ def _curve_rows(curve, label: str) -> list[list]:
 
 def show_results(results: Results) -> None:
     """R2 of every model on every session of the evaluated split, and the mean."""
-    rows = [[session, *(scores[model].r2 if model in scores else None for model in results.models)]
-            for session, scores in results.scores.items()]
+    rows = [
+        [session, *(scores[model].r2 if model in scores else None for model in results.models)]
+        for session, scores in results.scores.items()
+    ]
     rows.append(["mean", *(results.mean.get(model) for model in results.models)])
     print_table(f"R2 of {results.signal} on the {results.split} split", ["session", *results.models], rows)

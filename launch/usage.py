@@ -10,21 +10,35 @@ WIDTH = 110
 
 def overview(verbs: dict) -> str:
     """What `spikeloom --help` prints."""
-    lines = ["Spikeloom weaves many recordings into one model: NWB sessions in, a finetuned model and its report out.",
-             "", "usage: spikeloom VERB [CONFIG] [key=value ...] [--dry-run]", ""]
+    lines = [
+        "Spikeloom weaves many recordings into one model: NWB sessions in, a finetuned model and its report out.",
+        "",
+        "usage: spikeloom VERB [CONFIG] [key=value ...] [--dry-run]",
+        "",
+    ]
     lines += [f"  {name:<10} {verb.help}" for name, verb in verbs.items()]
-    lines += ["", "  spikeloom VERB --help     the settings of a verb: meaning, type and default",
-              "  --dry-run                 print the resolved config and what would be done, do nothing",
-              "  --version                 print the version", "",
-              "A section takes a YAML file: spikeloom pretrain FILE model=model/poyo_1m.yaml model.depth=8"]
+    lines += [
+        "",
+        "  spikeloom VERB --help     the settings of a verb: meaning, type and default",
+        "  --dry-run                 print the resolved config and what would be done, do nothing",
+        "  --version                 print the version",
+        "",
+        "A section takes a YAML file: spikeloom pretrain FILE model=model/poyo_1m.yaml model.depth=8",
+    ]
     return "\n".join(lines)
 
 
 def verb_usage(name: str, verb, schema: type) -> str:
     """What `spikeloom VERB --help` prints: every setting, one level of sections deep."""
     word = verb.word + " " if verb.word else ""
-    lines = [verb.help, "", f"usage: spikeloom {name} {word}[key=value ...] [--dry-run]",
-             f"e.g.   {verb.example}", "", "settings:"]
+    lines = [
+        verb.help,
+        "",
+        f"usage: spikeloom {name} {word}[key=value ...] [--dry-run]",
+        f"e.g.   {verb.example}",
+        "",
+        "settings:",
+    ]
     return "\n".join(lines + _settings(schema, "", deeper=True))
 
 

@@ -49,8 +49,11 @@ class Checkpoint:
 
 def checkpoint_of(model: nn.Module, task: nn.Module, **facts) -> Checkpoint:
     """A Checkpoint holding copies of the two modules' weights; `facts` are its other fields."""
-    weights = {f"{part}.{name}": tensor.detach().cpu().clone()
-               for part, module in (("model", model), ("task", task)) for name, tensor in module.state_dict().items()}
+    weights = {
+        f"{part}.{name}": tensor.detach().cpu().clone()
+        for part, module in (("model", model), ("task", task))
+        for name, tensor in module.state_dict().items()
+    }
     return Checkpoint(weights=weights, **facts)
 
 
@@ -64,9 +67,13 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
         data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in checkpoint.weights.items()})
         _write(fresh / WEIGHTS, data)
         facts = {
-            "format": checkpoint.format, "config": checkpoint.config, "units": list(checkpoint.units.ids),
-            "sessions": list(checkpoint.sessions.ids), "statistics": checkpoint.statistics.to_json(),
-            "commit": checkpoint.commit, "versions": checkpoint.versions,
+            "format": checkpoint.format,
+            "config": checkpoint.config,
+            "units": list(checkpoint.units.ids),
+            "sessions": list(checkpoint.sessions.ids),
+            "statistics": checkpoint.statistics.to_json(),
+            "commit": checkpoint.commit,
+            "versions": checkpoint.versions,
             "weights": {"file": WEIGHTS, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
         }
         _write(fresh / FACTS, json.dumps(facts, indent=1).encode())
@@ -87,12 +94,18 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         data = path.read_bytes()
         expected = facts["weights"]
         if len(data) != expected["bytes"] or hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            raise CheckpointError(path, f"{len(data)} bytes that are not the {expected['bytes']} written",
-                                  "copy it again")
+            raise CheckpointError(
+                path, f"{len(data)} bytes that are not the {expected['bytes']} written", "copy it again"
+            )
         return Checkpoint(
-            weights=safetensors.torch.load(data), config=facts["config"], units=Vocabulary(tuple(facts["units"])),
-            sessions=Vocabulary(tuple(facts["sessions"])), statistics=TargetStatistics.from_json(facts["statistics"]),
-            format=facts["format"], commit=facts["commit"], versions=facts["versions"],
+            weights=safetensors.torch.load(data),
+            config=facts["config"],
+            units=Vocabulary(tuple(facts["units"])),
+            sessions=Vocabulary(tuple(facts["sessions"])),
+            statistics=TargetStatistics.from_json(facts["statistics"]),
+            format=facts["format"],
+            commit=facts["commit"],
+            versions=facts["versions"],
         )
     except OSError as error:
         raise CheckpointError(path, f"cannot be read ({error.strerror})", "copy the whole checkpoint folder") from None

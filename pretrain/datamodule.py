@@ -15,8 +15,9 @@ from sharding.sampling import Sampling
 class ShardDataModule(lightning.LightningDataModule):
     """Batch b of training is a function of (seed, b), so a resumed run asks for the batches from its step on."""
 
-    def __init__(self, index: ShardIndex, sampling: Sampling, loader: LoaderConfig, *, seed: int, total_steps: int,
-                 step_s: float):
+    def __init__(
+        self, index: ShardIndex, sampling: Sampling, loader: LoaderConfig, *, seed: int, total_steps: int, step_s: float
+    ):
         super().__init__()
         self.index, self.sampling, self.loader = index, sampling, loader
         self.seed, self.total_steps, self.step_s = seed, total_steps, step_s
@@ -24,8 +25,16 @@ class ShardDataModule(lightning.LightningDataModule):
         self.split_loader = cache(self._split_loader)  # its worker processes stay for the next validation
 
     def train_dataloader(self) -> "Onward":
-        return Onward(train_loader(self.index, self.sampling, self.loader, seed=self.seed,
-                                   total_batches=self.total_steps, start_batch=self.trainer.global_step))
+        return Onward(
+            train_loader(
+                self.index,
+                self.sampling,
+                self.loader,
+                seed=self.seed,
+                total_batches=self.total_steps,
+                start_batch=self.trainer.global_step,
+            )
+        )
 
     def _split_loader(self, split: str) -> DataLoader:
         """Windows every `step_s` seconds and one ending with each interval, in order."""

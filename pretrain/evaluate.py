@@ -87,8 +87,11 @@ def evaluate(config: EvaluateConfig) -> Path:
         known = [session for session in index.session_ids if session in model.sampling.sessions]
         found += [(label, prediction, {}) for prediction in model.decode(index.select(known), config)]
     if not found:
-        raise ShardError(config.shards, f"no sample of {first.sampling.signal!r} in the {config.split} split",
-                         "take another split or other sessions")
+        raise ShardError(
+            config.shards,
+            f"no sample of {first.sampling.signal!r} in the {config.split} split",
+            "take another split or other sessions",
+        )
     notes: list[str] = []
     if config.wiener:
         found += _linear(index, {p.session: (p, models[label].sampling) for label, p, _ in found}, config, notes)
@@ -108,8 +111,9 @@ class _Model:
         checkpoint = load_checkpoint(folder)
         model, task = load_model(checkpoint, folder)
         module = DecodingModule(model, task, OptimConfig(), total_steps=1, seed=0)
-        sampling = sampling_of(task.config, checkpoint.config["window_s"], checkpoint.units, checkpoint.sessions,
-                               checkpoint.statistics)
+        sampling = sampling_of(
+            task.config, checkpoint.config["window_s"], checkpoint.units, checkpoint.sessions, checkpoint.statistics
+        )
         return _Model(module.eval().to(accelerator(config.device)), sampling)
 
     def decode(self, index: ShardIndex, config: EvaluateConfig) -> list[Prediction]:
@@ -147,13 +151,17 @@ def _known_sessions(config: EvaluateConfig, models: dict[str, _Model]) -> ShardI
     index = chosen_sessions(config.shards, config.sessions)
     known = [session for session in index.session_ids if any(session in m.sampling.sessions for m in models.values())]
     if not known:
-        raise ConfigError("sessions", f"none of {len(index.session_ids)} is known to a checkpoint",
-                          "finetune the checkpoint on them first")
+        raise ConfigError(
+            "sessions",
+            f"none of {len(index.session_ids)} is known to a checkpoint",
+            "finetune the checkpoint on them first",
+        )
     return index.select(known)
 
 
-def _linear(index: ShardIndex, learned: dict[str, tuple[Prediction, Sampling]], config: EvaluateConfig,
-            notes: list[str]) -> Iterator[tuple[str, Prediction, dict]]:
+def _linear(
+    index: ShardIndex, learned: dict[str, tuple[Prediction, Sampling]], config: EvaluateConfig, notes: list[str]
+) -> Iterator[tuple[str, Prediction, dict]]:
     """Predictions of the Wiener filters at the very samples the models were judged on."""
     learning = index.limited(config.minutes_of_data) if config.minutes_of_data else index
     for session, (prediction, sampling) in learned.items():
@@ -173,8 +181,9 @@ def _linear(index: ShardIndex, learned: dict[str, tuple[Prediction, Sampling]], 
             yield label, Prediction(session, prediction.time, value, prediction.target, prediction.evaluated), facts
 
 
-def _write(run: Path, index: ShardIndex, sampling: Sampling, found, config: EvaluateConfig, notes: list[str],
-           seconds: float) -> None:
+def _write(
+    run: Path, index: ShardIndex, sampling: Sampling, found, config: EvaluateConfig, notes: list[str], seconds: float
+) -> None:
     units = {row.id: row.signals[sampling.signal].unit_of_measure for row in index.sessions}
     sessions = {p.session: {"unit_of_measure": units[p.session], "models": {}} for _, p, _ in found}
     arrays = {}
@@ -182,16 +191,25 @@ def _write(run: Path, index: ShardIndex, sampling: Sampling, found, config: Eval
         sessions[p.session]["models"][label] = _score(p) | facts
         arrays |= {f"{i}/{name}": getattr(p, name) for name in ("time", "target", "value", "evaluated")}
     raster, arrays["raster/time"], arrays["raster/unit"] = _raster(index, found[0][1], sampling, config.split)
-    scores = {label: [entry["models"][label]["r2"] for entry in sessions.values() if label in entry["models"]]
-              for label in dict.fromkeys(label for label, _, _ in found)}
+    scores = {
+        label: [entry["models"][label]["r2"] for entry in sessions.values() if label in entry["models"]]
+        for label in dict.fromkeys(label for label, _, _ in found)
+    }
     results = {
-        "format": FORMAT, "split": config.split, "signal": sampling.signal,
+        "format": FORMAT,
+        "split": config.split,
+        "signal": sampling.signal,
         "unit_of_measure": units[found[0][1].session] if len(set(units.values())) == 1 else "units of each session",
-        "sessions": sessions, "mean": {label: mean_of_defined(r2s) for label, r2s in scores.items()},
+        "sessions": sessions,
+        "mean": {label: mean_of_defined(r2s) for label, r2s in scores.items()},
         "sd": {label: _sd(r2s) for label, r2s in scores.items()},
         "sessions_in_mean": {label: len(r2s) for label, r2s in scores.items()},
-        "predictions": [{"session": p.session, "model": label} for label, p, _ in found], "raster": raster,
-        "notes": notes, "config": asdict(config), "seconds": round(seconds, 1), "finished": now(),
+        "predictions": [{"session": p.session, "model": label} for label, p, _ in found],
+        "raster": raster,
+        "notes": notes,
+        "config": asdict(config),
+        "seconds": round(seconds, 1),
+        "finished": now(),
         "provenance": provenance(index),
     }
     run.mkdir(parents=True, exist_ok=True)

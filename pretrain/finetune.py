@@ -88,12 +88,16 @@ def _grown(source: Checkpoint, index: ShardIndex, config: FinetuneConfig) -> tup
     new_units, new_sessions = vocabularies(index)
     units, sessions = source.units.extended(new_units.ids), source.sessions.extended(new_sessions.ids)
     if config.mode == "unit_id" and len(units) == len(source.units):
-        raise ConfigError(config.checkpoint, "already knows all units of these sessions",
-                          "evaluate it as it is, or take mode=full")
+        raise ConfigError(
+            config.checkpoint, "already knows all units of these sessions", "evaluate it as it is, or take mode=full"
+        )
     dims = dims_of(index, task.config.signal)
     if dims != source.config["dims"]:
-        raise ConfigError(config.shards, f"{task.config.signal!r} has {dims} dimensions, the checkpoint decodes "
-                          f"{source.config['dims']}", "take sessions that agree, or mode=scratch")
+        raise ConfigError(
+            config.shards,
+            f"{task.config.signal!r} has {dims} dimensions, the checkpoint decodes {source.config['dims']}",
+            "take sessions that agree, or mode=scratch",
+        )
     torch.manual_seed(config.seed)
     model.grow(units, sessions)
     fresh = target_statistics(index, task.config.signal, task.config.center, task.config.scale)

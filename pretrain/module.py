@@ -16,8 +16,16 @@ class DecodingModule(lightning.LightningModule):
     name -> first new row): unit identification. With frozen_steps == total_steps nothing else ever moves.
     """
 
-    def __init__(self, model: nn.Module, task: nn.Module, optim: OptimConfig, total_steps: int, seed: int,
-                 frozen_steps: int = 0, new_rows: dict[str, int] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        task: nn.Module,
+        optim: OptimConfig,
+        total_steps: int,
+        seed: int,
+        frozen_steps: int = 0,
+        new_rows: dict[str, int] | None = None,
+    ):
         super().__init__()
         self.model, self.task, self.optim, self.total_steps, self.seed = model, task, optim, total_steps, seed
         self.frozen_steps = frozen_steps
@@ -71,7 +79,7 @@ class _Only:
     def __call__(self, grad: torch.Tensor) -> torch.Tensor:
         if not self.module.frozen:
             return grad
-        return torch.cat((torch.zeros_like(grad[: self.first]), grad[self.first:]))
+        return torch.cat((torch.zeros_like(grad[: self.first]), grad[self.first :]))
 
 
 def norm_of(tensors) -> float:

@@ -83,8 +83,9 @@ def lr_factor(step: int, total_steps: int, config: OptimConfig) -> float:
     return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * descent))
 
 
-def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], table_names: set[str], config: OptimConfig,
-                    total_steps: int):
+def build_optimizer(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], table_names: set[str], config: OptimConfig, total_steps: int
+):
     """Optimiser and its per-step schedule for the parameters; `table_names` are those of the embedding tables.
 
     Returns (optimizer, LambdaLR). Raises ConfigError for an unknown name.
@@ -93,11 +94,17 @@ def build_optimizer(named_parameters: Iterable[tuple[str, nn.Parameter]], table_
     for name, weight in named_parameters:
         (tables if name in table_names else matrices if weight.ndim > 1 else vectors).append(weight)
     if config.name == "lamb":
-        groups = [dict(params=matrices + vectors), dict(params=tables, lr=config.lr * config.table_lr, sparse_rows=True)]
+        groups = [
+            dict(params=matrices + vectors),
+            dict(params=tables, lr=config.lr * config.table_lr, sparse_rows=True),
+        ]
         optimizer = Lamb(_filled(groups), lr=config.lr, weight_decay=config.weight_decay)
     elif config.name == "adamw":
-        groups = [dict(params=matrices), dict(params=vectors, weight_decay=0.0),
-                  dict(params=tables, lr=config.lr * config.table_lr, weight_decay=0.0)]
+        groups = [
+            dict(params=matrices),
+            dict(params=vectors, weight_decay=0.0),
+            dict(params=tables, lr=config.lr * config.table_lr, weight_decay=0.0),
+        ]
         optimizer = torch.optim.AdamW(_filled(groups), lr=config.lr, weight_decay=config.weight_decay)
     else:
         raise ConfigError("optim.name", f"{config.name!r} is not an optimiser here", "take lamb or adamw")

@@ -39,8 +39,11 @@ class Run:
         there = settings_of(self.folder)
         different = [key for key in _differences(there, self.config) if not key.startswith(FREE)]
         if there and different:
-            raise ConfigError(self.folder, f"a run with other settings is there ({', '.join(different[:8])})",
-                              "give the settings it was begun with, or another run folder")
+            raise ConfigError(
+                self.folder,
+                f"a run with other settings is there ({', '.join(different[:8])})",
+                "give the settings it was begun with, or another run folder",
+            )
 
     def open(self, index: ShardIndex) -> bool:
         """Make or take up the folder; True where an interrupted run is to be continued.
@@ -70,10 +73,15 @@ class Run:
 def provenance(index: ShardIndex) -> dict:
     """Versions, commit, command, machine and the shards' digest: what a result needs beside it."""
     return {
-        "versions": versions(), "python": platform.python_version(), "commit": commit(),
+        "versions": versions(),
+        "python": platform.python_version(),
+        "commit": commit(),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "machine": {"system": platform.platform(), "processor": platform.processor() or platform.machine(),
-                    "cores": os.cpu_count()},
+        "machine": {
+            "system": platform.platform(),
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+        },
         "shards": {"root": str(index.root), "digest": index.digest()},
     }
 
@@ -95,8 +103,11 @@ def commit() -> str:
     questions = (("rev-parse", "--show-toplevel"), ("rev-parse", "HEAD"), ("status", "--porcelain", "-uno"))
     try:
         top, head, changes = (
-            subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True)
-            .stdout.strip() for words in questions)
+            subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
+            ).stdout.strip()
+            for words in questions
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     if Path(top) != root:  # installed inside somebody else's repository

@@ -50,10 +50,15 @@ class Stitcher:
             mean, scale = (np.asarray(part, np.float64) for part in self.statistics[session])
             stamp_m, value_mK, first_m = stitch(stamp[mine], value[mine])
             target_mK = target[mine][first_m].astype(np.float64)
-            out.append(Prediction(
-                session, stamp_m * 1e-6, (value_mK * scale + mean).astype(np.float32),
-                (target_mK * scale + mean).astype(np.float32), evaluated[mine][first_m],
-            ))
+            out.append(
+                Prediction(
+                    session,
+                    stamp_m * 1e-6,
+                    (value_mK * scale + mean).astype(np.float32),
+                    (target_mK * scale + mean).astype(np.float32),
+                    evaluated[mine][first_m],
+                )
+            )
         return out
 
 

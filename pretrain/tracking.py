@@ -14,8 +14,18 @@ from lightning.pytorch.loggers import WandbLogger
 
 from pretrain.errors import ConfigError, DataError
 
-COLUMNS = ("step", "epoch", "windows", "seconds", "train/loss", "train/grad_norm", "train/weight_norm", "lr",
-           "valid/loss", "valid/r2")
+COLUMNS = (
+    "step",
+    "epoch",
+    "windows",
+    "seconds",
+    "train/loss",
+    "train/grad_norm",
+    "train/weight_norm",
+    "lr",
+    "valid/loss",
+    "valid/r2",
+)
 
 
 @dataclass(frozen=True)
@@ -65,8 +75,11 @@ class MetricsFile:
             with open(self.path, "a", newline="") as file:
                 csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
         except OSError as error:
-            raise DataError(self.path, f"cannot be written to ({error.strerror})",
-                            "free space and run again: it continues from the last saved step") from None
+            raise DataError(
+                self.path,
+                f"cannot be written to ({error.strerror})",
+                "free space and run again: it continues from the last saved step",
+            ) from None
 
 
 def _text(value: float) -> str:
@@ -103,12 +116,19 @@ def wandb_logger(config: TrackingConfig, run: Path, hyperparameters: dict) -> Wa
     if not from_file.exists():
         from_file.write_text(f"{run.name[:32]}-{os.urandom(4).hex()}".replace(" ", "-"))
     logger = WandbLogger(
-        name=config.label or run.name, project=config.project, save_dir=str(run), id=from_file.read_text().strip(),
-        offline=config.wandb == "offline", resume="allow" if config.wandb == "online" else None,
+        name=config.label or run.name,
+        project=config.project,
+        save_dir=str(run),
+        id=from_file.read_text().strip(),
+        offline=config.wandb == "offline",
+        resume="allow" if config.wandb == "online" else None,
     )
     try:
         logger.experiment.config.update(hyperparameters, allow_val_change=True)
     except wandb.Error as error:
-        raise ConfigError("tracking.wandb", f"wandb does not start ({str(error).partition(chr(10))[0]})",
-                          "run `wandb login` first, or take offline or off") from None
+        raise ConfigError(
+            "tracking.wandb",
+            f"wandb does not start ({str(error).partition(chr(10))[0]})",
+            "run `wandb login` first, or take offline or off",
+        ) from None
     return logger

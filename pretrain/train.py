@@ -36,11 +36,13 @@ class PretrainConfig:
     "sessions to train on, by glob patterns of their ids"
     exclude: list[str] = field(default_factory=list)
     "sessions to leave out of those, by glob patterns"
-    model: PoyoConfig = field(default_factory=PoyoConfig,
-                              metadata={"choices": {name: schema for name, (schema, _) in MODELS.items()}})
+    model: PoyoConfig = field(
+        default_factory=PoyoConfig, metadata={"choices": {name: schema for name, (schema, _) in MODELS.items()}}
+    )
     "the model"
-    task: RegressionConfig = field(default_factory=RegressionConfig,
-                                   metadata={"choices": {name: schema for name, (schema, _) in TASKS.items()}})
+    task: RegressionConfig = field(
+        default_factory=RegressionConfig, metadata={"choices": {name: schema for name, (schema, _) in TASKS.items()}}
+    )
     "what is decoded, and the loss"
     window_s: float = 1.0
     "length of the model's windows, seconds"
@@ -71,8 +73,9 @@ def pretrain(config: PretrainConfig) -> Path:
     return run.folder
 
 
-def untrained(model_config, task_config, window_s: float, index: ShardIndex,
-              config) -> tuple[nn.Module, nn.Module, Sampling]:
+def untrained(
+    model_config, task_config, window_s: float, index: ShardIndex, config
+) -> tuple[nn.Module, nn.Module, Sampling]:
     """A fresh model and task for the sessions of an index, drawn from `config.seed`, and what they take of a window.
 
     The model sees the first training batches (of `config.loader`) where its configuration asks for a calibrated start.
@@ -91,12 +94,29 @@ def untrained(model_config, task_config, window_s: float, index: ShardIndex,
 
 def train(run: Run, module: DecodingModule, index: ShardIndex, sampling: Sampling, config) -> None:
     """Fit a module on the sessions of an index; `config` has the sections loader, trainer, tracking and the seed."""
-    data = ShardDataModule(index, sampling, config.loader, seed=config.seed, total_steps=config.trainer.steps,
-                           step_s=config.trainer.val_step_s)
-    described = {"model": asdict(module.model.config), "task": asdict(module.task.config),
-                 "window_s": sampling.window_s, "dims": dims_of(index, sampling.signal), "run": run.config}
-    facts = dict(config=described, units=sampling.units, sessions=sampling.sessions, statistics=sampling.statistics,
-                 commit=commit(), versions=versions())
+    data = ShardDataModule(
+        index,
+        sampling,
+        config.loader,
+        seed=config.seed,
+        total_steps=config.trainer.steps,
+        step_s=config.trainer.val_step_s,
+    )
+    described = {
+        "model": asdict(module.model.config),
+        "task": asdict(module.task.config),
+        "window_s": sampling.window_s,
+        "dims": dims_of(index, sampling.signal),
+        "run": run.config,
+    }
+    facts = dict(
+        config=described,
+        units=sampling.units,
+        sessions=sampling.sessions,
+        statistics=sampling.statistics,
+        commit=commit(),
+        versions=versions(),
+    )
     fit(run, module, data, facts, config.trainer, config.tracking)
 
 
@@ -130,18 +150,32 @@ def dims_of(index: ShardIndex, signal: str) -> int:
     """Dimensions of a signal, the same in all sessions; raises ConfigError."""
     for session in index.sessions:
         if signal not in session.signals:
-            raise ConfigError(session.id, f"has no signal {signal!r}",
-                              f"set task.signal to one of {', '.join(session.signals) or 'none'}, or exclude it")
+            raise ConfigError(
+                session.id,
+                f"has no signal {signal!r}",
+                f"set task.signal to one of {', '.join(session.signals) or 'none'}, or exclude it",
+            )
     dims = {session.signals[signal].dims for session in index.sessions}
     if len(dims) > 1:
-        raise ConfigError(f"signal {signal!r}", f"has {' and '.join(map(str, sorted(dims)))} dimensions over sessions",
-                          "choose sessions that agree")
+        raise ConfigError(
+            f"signal {signal!r}",
+            f"has {' and '.join(map(str, sorted(dims)))} dimensions over sessions",
+            "choose sessions that agree",
+        )
     return dims.pop()
 
 
-def sampling_of(task, window_s: float, units: Vocabulary, sessions: Vocabulary,
-                statistics: TargetStatistics) -> Sampling:
+def sampling_of(
+    task, window_s: float, units: Vocabulary, sessions: Vocabulary, statistics: TargetStatistics
+) -> Sampling:
     """What a task, told by its config, takes of a window."""
-    return Sampling(signal=task.signal, window_s=window_s, units=units, sessions=sessions, statistics=statistics,
-                    phase_weights=dict(task.phase_weights), eval_phases=tuple(task.eval_phases),
-                    use_recipe_weights=task.use_recipe_weights)
+    return Sampling(
+        signal=task.signal,
+        window_s=window_s,
+        units=units,
+        sessions=sessions,
+        statistics=statistics,
+        phase_weights=dict(task.phase_weights),
+        eval_phases=tuple(task.eval_phases),
+        use_recipe_weights=task.use_recipe_weights,
+    )

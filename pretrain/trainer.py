@@ -54,8 +54,14 @@ class TrainerConfig:
             raise ConfigError("trainer.device", f"{self.device!r} is not a device", f"take one of {', '.join(DEVICES)}")
 
 
-def fit(run: Run, module: DecodingModule, data: ShardDataModule, facts: dict, config: TrainerConfig,
-        tracking: TrackingConfig) -> None:
+def fit(
+    run: Run,
+    module: DecodingModule,
+    data: ShardDataModule,
+    facts: dict,
+    config: TrainerConfig,
+    tracking: TrackingConfig,
+) -> None:
     """Train to `config.steps`, from last.ckpt where the run has one; the best weights on validation are exported.
 
     `facts` are the fields of the Checkpoint beside its weights. Raises ConfigError where the loss stops being finite.
@@ -77,23 +83,38 @@ def fit(run: Run, module: DecodingModule, data: ShardDataModule, facts: dict, co
     finally:
         tracker.close()
     assert trainer.global_step == config.steps, "the plan gave fewer batches than steps"
-    run.close(seconds=round(tracker.file.seconds, 1), best={"step": keeper.best_step, "valid/r2": _finite(keeper.best)},
-              device=str(trainer.strategy.root_device))
+    run.close(
+        seconds=round(tracker.file.seconds, 1),
+        best={"step": keeper.best_step, "valid/r2": _finite(keeper.best)},
+        device=str(trainer.strategy.root_device),
+    )
 
 
 class Keeper(lightning.Callback):
     """What happens between two steps; its few numbers travel in last.ckpt."""
 
-    def __init__(self, run: Run, data: ShardDataModule, facts: dict, config: TrainerConfig, tracker: Tracker,
-                 progress: StepProgress):
+    def __init__(
+        self,
+        run: Run,
+        data: ShardDataModule,
+        facts: dict,
+        config: TrainerConfig,
+        tracker: Tracker,
+        progress: StepProgress,
+    ):
         self.run, self.data, self.facts, self.config = run, data, facts, config
         self.tracker, self.progress = tracker, progress
         self.best, self.best_step = -math.inf, None
         self.loss_sum, self.loss_steps, self.latest = 0.0, 0, {}
 
     def state_dict(self) -> dict:
-        return {"best": self.best, "best_step": self.best_step, "loss_sum": float(self.loss_sum),
-                "loss_steps": self.loss_steps, "latest": self.latest}
+        return {
+            "best": self.best,
+            "best_step": self.best_step,
+            "loss_sum": float(self.loss_sum),
+            "loss_steps": self.loss_steps,
+            "latest": self.latest,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         for name, value in state.items():
@@ -130,8 +151,12 @@ class Keeper(lightning.Callback):
         self.loss_sum, self.loss_steps = 0.0, 0
         if not math.isfinite(loss):
             raise ConfigError(f"step {step}", f"the loss is {loss}", "lower optim.lr, or set optim.clip_norm")
-        return {"train/loss": loss, "train/grad_norm": self._grad_norm, "lr": self._lr,
-                "train/weight_norm": norm_of(module.parameters())}
+        return {
+            "train/loss": loss,
+            "train/grad_norm": self._grad_norm,
+            "lr": self._lr,
+            "train/weight_norm": norm_of(module.parameters()),
+        }
 
     def _validate(self, trainer, module, step: int) -> dict[str, float]:
         """Loss and R2 of the valid split; the weights are exported where the mean R2 is the best yet."""
@@ -146,8 +171,9 @@ class Keeper(lightning.Callback):
                 loss_sum, weight_sum = loss_sum + float(loss) * weight, weight_sum + weight
                 stitcher.add(batch, value_QK)
         module.train()
-        scores = {f"valid/r2/{p.session}": r2(p.target[p.evaluated], p.value[p.evaluated])
-                  for p in stitcher.predictions()}
+        scores = {
+            f"valid/r2/{p.session}": r2(p.target[p.evaluated], p.value[p.evaluated]) for p in stitcher.predictions()
+        }
         mean = mean_of_defined(list(scores.values()))
         if math.isnan(mean) or mean > self.best:  # without anything to validate on, the latest weights are kept
             self.best, self.best_step = (self.best if math.isnan(mean) else mean), step
@@ -170,16 +196,30 @@ class Keeper(lightning.Callback):
             os.replace(fresh, self.run.resume_file)
         except OSError as error:
             fresh.unlink(missing_ok=True)
-            raise CheckpointError(self.run.resume_file, f"could not be written ({error.strerror})",
-                                  "free space and run again: it continues from the last saved step") from None
+            raise CheckpointError(
+                self.run.resume_file,
+                f"could not be written ({error.strerror})",
+                "free space and run again: it continues from the last saved step",
+            ) from None
 
 
 def _lightning(config: TrainerConfig, run: Run, keeper: Keeper, clip_norm: float, logger) -> lightning.Trainer:
     return lightning.Trainer(
-        accelerator=accelerator(config.device), devices=1, precision=config.precision, max_steps=config.steps,
-        max_epochs=-1, gradient_clip_val=clip_norm or None, callbacks=[keeper], logger=logger or False,
-        default_root_dir=run.folder, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        limit_val_batches=0, use_distributed_sampler=False, log_every_n_steps=1,
+        accelerator=accelerator(config.device),
+        devices=1,
+        precision=config.precision,
+        max_steps=config.steps,
+        max_epochs=-1,
+        gradient_clip_val=clip_norm or None,
+        callbacks=[keeper],
+        logger=logger or False,
+        default_root_dir=run.folder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
     )
 
 
@@ -194,8 +234,9 @@ def _step_of(path) -> int:
     try:
         return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
     except Exception as error:  # whatever a damaged archive makes torch raise
-        raise CheckpointError(path, f"cannot be read ({str(error).partition(chr(10))[0]})",
-                              "remove it to begin the run again") from None
+        raise CheckpointError(
+            path, f"cannot be read ({str(error).partition(chr(10))[0]})", "remove it to begin the run again"
+        ) from None
 
 
 def _finite(value: float) -> float | None:

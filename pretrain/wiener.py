@@ -56,10 +56,18 @@ def stretches(index: ShardIndex, session: str, sampling: Sampling, split: str) -
     tables, out = SessionTables.of(index, sampling), []
     for whole in Reader(index, sampling.signal).stretches(split):
         start = whole.start_us
-        out.append(Stretch(
-            start, start + whole.length_us, whole.spike_time + start, whole.spike_unit.astype(np.int64),
-            whole.sample_time + start, whole.value, tables.weight[0, whole.phase].astype(np.float64),
-            tables.evaluated[0, whole.phase]))
+        out.append(
+            Stretch(
+                start,
+                start + whole.length_us,
+                whole.spike_time + start,
+                whole.spike_unit.astype(np.int64),
+                whole.sample_time + start,
+                whole.value,
+                tables.weight[0, whole.phase].astype(np.float64),
+                tables.evaluated[0, whole.phase],
+            )
+        )
     return out
 
 
@@ -81,8 +89,9 @@ class WienerFilter:
         return _predict(stretch, self.bin_us, self.first_lag, self.mean_U, self.std_U, self.weight_LUK) + self.bias_K
 
 
-def fit_wiener(train: list[Stretch], valid: list[Stretch], units: int, config: WienerConfig,
-               causal: bool) -> WienerFilter:
+def fit_wiener(
+    train: list[Stretch], valid: list[Stretch], units: int, config: WienerConfig, causal: bool
+) -> WienerFilter:
     """Fit on the train stretches; history and, by dimension, ridge by R2 on the evaluated samples of the valid ones.
 
     Raises ConfigError where either has too few samples to fit or to choose.
@@ -100,9 +109,15 @@ def fit_wiener(train: list[Stretch], valid: list[Stretch], units: int, config: W
         weight_RLUK, bias_RK = grid.ridge_solutions(first_lag, lags, config.ridge, config.iterations)
         count, K = len(config.ridge), target.shape[1]
         stacked = np.moveaxis(weight_RLUK, 0, -2).reshape(lags, units, count * K)
-        value = np.concatenate([_predict(s, bin_us, first_lag, grid.mean_U, grid.std_U, stacked)[s.evaluated]
-                                for s in valid]).reshape(-1, count, K) + bias_RK
-        score_RK = np.array([[r2(target[:, k:k + 1], value[:, r, k:k + 1]) for k in range(K)] for r in range(count)])
+        value = (
+            np.concatenate(
+                [_predict(s, bin_us, first_lag, grid.mean_U, grid.std_U, stacked)[s.evaluated] for s in valid]
+            ).reshape(-1, count, K)
+            + bias_RK
+        )
+        score_RK = np.array(
+            [[r2(target[:, k : k + 1], value[:, r, k : k + 1]) for k in range(K)] for r in range(count)]
+        )
         score_RK = np.nan_to_num(score_RK, nan=-np.inf)  # a dimension that does not vary decides nothing
         chosen, dims = score_RK.argmax(axis=0), np.arange(K)
         score = score_RK[chosen, dims]
@@ -110,8 +125,15 @@ def fit_wiener(train: list[Stretch], valid: list[Stretch], units: int, config: W
         if best is None or score > best_score:
             best_score = score
             best = WienerFilter(
-                bin_us, first_lag, grid.mean_U, grid.std_U, np.moveaxis(weight_RLUK[chosen, :, :, dims], 0, -1),
-                bias_RK[chosen, dims], history_s, tuple(config.ridge[r] for r in chosen))
+                bin_us,
+                first_lag,
+                grid.mean_U,
+                grid.std_U,
+                np.moveaxis(weight_RLUK[chosen, :, :, dims], 0, -1),
+                bias_RK[chosen, dims],
+                history_s,
+                tuple(config.ridge[r] for r in chosen),
+            )
     return best
 
 
@@ -246,7 +268,7 @@ def _binned(stretch: Stretch, units: int, bin_us: float, room: int):
     row = np.floor((stretch.spike_us - first) / bin_us).astype(np.int64) + 1 + origin
     counts = np.bincount(row * units + stretch.spike_unit, minlength=grid_rows * units).reshape(grid_rows, units)
     inside = np.zeros(grid_rows, bool)
-    inside[origin - before + 1:origin + after + 1] = True
+    inside[origin - before + 1 : origin + after + 1] = True
     nearest = np.minimum(np.rint((stretch.stamp_us - first) / bin_us).astype(np.int64), after) + origin
     total = np.bincount(nearest, stretch.weight, grid_rows)
     summed = np.stack([np.bincount(nearest, stretch.weight * column, grid_rows) for column in stretch.value.T], axis=1)

@@ -32,8 +32,11 @@ class UnitDropout:
     def __init__(self, config: UnitDropoutConfig):
         """Raises ConfigError for bounds out of order."""
         if not 0 < config.min <= config.mode <= config.max:
-            raise ConfigError("unit_dropout", f"has min {config.min}, mode {config.mode}, max {config.max}",
-                              "give 0 < min <= mode <= max")
+            raise ConfigError(
+                "unit_dropout",
+                f"has min {config.min}, mode {config.mode}, max {config.max}",
+                "give 0 < min <= mode <= max",
+            )
         self.config = config
 
     def kept(self, units: int, seed: int, epoch: int, window: int) -> np.ndarray:

@@ -41,12 +41,19 @@ class Batch:
         return _rebuilt, (torch.cat(parts), tuple(layout), self.window_s)
 
     def to(self, device) -> "Batch":
-        return replace(self, **{f.name: getattr(self, f.name).to(device, non_blocking=True)
-                                for f in fields(self) if f.name != "window_s"})
+        return replace(
+            self,
+            **{
+                f.name: getattr(self, f.name).to(device, non_blocking=True)
+                for f in fields(self)
+                if f.name != "window_s"
+            },
+        )
 
     def pin_memory(self) -> "Batch":
-        return replace(self, **{f.name: getattr(self, f.name).pin_memory()
-                                for f in fields(self) if f.name != "window_s"})
+        return replace(
+            self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self) if f.name != "window_s"}
+        )
 
     def __len__(self) -> int:
         return len(self.token_length_B)
@@ -55,6 +62,6 @@ class Batch:
 def _rebuilt(raw: torch.Tensor, layout: tuple, window_s: float) -> Batch:
     tensors, at = [], 0
     for dtype, shape, length in layout:
-        tensors.append(raw[at:at + length].view(dtype).reshape(shape))
+        tensors.append(raw[at : at + length].view(dtype).reshape(shape))
         at += length + -length % 8
     return Batch(*tensors, window_s)

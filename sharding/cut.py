@@ -50,8 +50,17 @@ def cut(session: Session, *, segment_us: int, halo_us: int, splits, codes: Phase
                 i, j = np.searchsorted(spike_us, (a, carry))
                 spikes = SpikeTokens((spike_us[i:j] - a).astype(TIME), unit[i:j], np.full(j - i, SPIKE, np.uint8))
                 yield Segment(
-                    f"{key}-{split}-{number:06d}", session.id, split, n, (int(start), int(stop)), a, b, carry,
-                    session.units.id, spikes, {name: _part(coded, a, carry) for name, coded in signals.items()},
+                    f"{key}-{split}-{number:06d}",
+                    session.id,
+                    split,
+                    n,
+                    (int(start), int(stop)),
+                    a,
+                    b,
+                    carry,
+                    session.units.id,
+                    spikes,
+                    {name: _part(coded, a, carry) for name, coded in signals.items()},
                 )
                 number += 1
 
@@ -95,6 +104,7 @@ def _key(session_id: str) -> str:
 
 def _check(session: Session) -> None:
     """Raise ShardError where arrays break what Session promises; the store is untrusted input."""
+
     def refuse(found: str):
         raise ShardError(session.id, found, "prepare the session again")
 
@@ -111,7 +121,9 @@ def _check(session: Session) -> None:
         if not SIGNAL_NAME.fullmatch(name):
             refuse(f"a signal named {name!r} (wanted: up to 32 of a-z, 0-9, _ and -, a letter first)")
         if np.ndim(signal.value) != 2 or not len(signal.time) == len(signal.value) == len(signal.valid):
-            refuse(f"signal {name}: time {np.shape(signal.time)}, value {np.shape(signal.value)}, "
-                   f"valid {np.shape(signal.valid)} do not fit together")
+            refuse(
+                f"signal {name}: time {np.shape(signal.time)}, value {np.shape(signal.value)}, "
+                f"valid {np.shape(signal.valid)} do not fit together"
+            )
         if not np.isfinite(signal.time).all() or (np.diff(signal.time) <= 0).any():
             refuse(f"signal {name}: times do not rise")

@@ -109,7 +109,9 @@ class ShardIndex:
         ids = tuple(self.session_ids[row] for row in rows)
         units = compute.is_in(self.units.column("session"), value_set=pa.array(ids, pa.string()))
         return replace(
-            self, sessions=tuple(self.sessions[row] for row in rows), units=self.units.filter(units),
+            self,
+            sessions=tuple(self.sessions[row] for row in rows),
+            units=self.units.filter(units),
             segments=self.segments.take(np.isin(self.segments.session, rows), ids),
         )
 
@@ -141,8 +143,7 @@ class ShardIndex:
         stop = np.full(len(table), np.iinfo(np.int64).max)
         rows = np.concatenate([np.arange(a, a + n) for a, n in zip(whole.first, whole.segments)] or [[]]).astype(int)
         stop[rows] = np.repeat(whole.start_us + left, whole.segments)
-        clipped = {name: np.minimum(table.column(name), stop)
-                   for name in ("interval_stop_us", "stop_us", "carry_us")}
+        clipped = {name: np.minimum(table.column(name), stop) for name in ("interval_stop_us", "stop_us", "carry_us")}
         kept = table.start_us < stop
         segments = table.replaced(**clipped).take(kept, self.session_ids)
         shorter = np.flatnonzero((clipped["stop_us"] < table.stop_us)[kept])
@@ -161,13 +162,17 @@ class ShardIndex:
     def summary(self) -> dict:
         """Totals of the sessions in this index: what `show` prints."""
         return {
-            "sessions": len(self.sessions), "units": sum(s.units for s in self.sessions),
-            "spikes": int(self.segments.column("spikes").sum()), "targets": int(self.segments.column("targets").sum()),
+            "sessions": len(self.sessions),
+            "units": sum(s.units for s in self.sessions),
+            "spikes": int(self.segments.column("spikes").sum()),
+            "targets": int(self.segments.column("targets").sum()),
             "hours": {split: sum(s.hours[split] for s in self.sessions) for split in SPLITS},
-            "segments": len(self.segments), "shards": len(self.meta["shards"]),
+            "segments": len(self.segments),
+            "shards": len(self.meta["shards"]),
             "bytes": sum(entry["bytes"] for entry in self.meta["shards"]),
             "signals": sorted({name for s in self.sessions for name in s.signals}),
-            "phases": list(self.phase_names), "format": self.meta["format"],
+            "phases": list(self.phase_names),
+            "format": self.meta["format"],
         }
 
     def _check_segments(self) -> None:
@@ -198,8 +203,11 @@ def read_meta(root: Path) -> dict:
     if not isinstance(meta, dict) or meta.get("kind") != KIND:
         raise ShardError(path, "is not an index of Spikeloom shards", "give the folder that `spikeloom shard` wrote")
     if meta.get("format") != FORMAT:
-        raise ShardError(path, f"is of format {meta.get('format')}, this version reads format {FORMAT}",
-                         "write the shards again with this version, or use the version that wrote them")
+        raise ShardError(
+            path,
+            f"is of format {meta.get('format')}, this version reads format {FORMAT}",
+            "write the shards again with this version, or use the version that wrote them",
+        )
     if meta.get("digest") != meta_digest(meta):
         raise ShardError(path, "was changed after it was written", AGAIN)
     for entry in meta["tables"] + meta["shards"]:
@@ -249,8 +257,10 @@ def _retold(index: ShardIndex) -> Iterator[SessionRow]:
     shards, counts = index.mapped(), {}
     for name in ("spikes", "targets"):
         counts[name] = np.bincount(segments.session, segments.column(name), len(index.sessions)).astype(int).tolist()
-    members = {name: [MappedMember(shards, segments, f"{name}.{part}.npy") for part in ("time", "value", "phase")]
-               for name in {name for session in index.sessions for name in session.signals}}
+    members = {
+        name: [MappedMember(shards, segments, f"{name}.{part}.npy") for part in ("time", "value", "phase")]
+        for name in {name for session in index.sessions for name in session.signals}
+    }
     train = segments.split == SPLITS.index("train")
     for row, session in enumerate(index.sessions):
         mine, told = np.flatnonzero(train & (segments.session == row)), {}
@@ -262,8 +272,12 @@ def _retold(index: ShardIndex) -> Iterator[SessionRow]:
                 parts.append(value.reshape(-1, signal.dims)[:n][phase[:n] != outlier])
             told[name] = SignalStatistics.of(np.concatenate(parts))
         hours = float((segments.stop_us[mine] - segments.start_us[mine]).sum() / 3600e6)
-        yield replace(session, statistics=told, hours={**session.hours, "train": hours},
-                      **{name: counts[name][row] for name in counts})
+        yield replace(
+            session,
+            statistics=told,
+            hours={**session.hours, "train": hours},
+            **{name: counts[name][row] for name in counts},
+        )
 
 
 def _some(names) -> str:

@@ -35,13 +35,17 @@ def batches_per_epoch(index: ShardIndex, window_s: float, config: LoaderConfig) 
     if config.batch_windows < 1:
         raise ConfigError("batch_windows", f"is {config.batch_windows}", "give at least 1")
     if not windows:
-        raise ConfigError(index.root, f"holds no train interval of {window_s} s in the {len(index.sessions)} chosen "
-                          "sessions", "choose more sessions, more train minutes or a shorter window")
+        raise ConfigError(
+            index.root,
+            f"holds no train interval of {window_s} s in the {len(index.sessions)} chosen sessions",
+            "choose more sessions, more train minutes or a shorter window",
+        )
     return max(1, windows // config.batch_windows)
 
 
-def train_loader(index: ShardIndex, sampling: Sampling, config: LoaderConfig, *, seed: int, total_batches: int,
-                 start_batch: int = 0) -> DataLoader:
+def train_loader(
+    index: ShardIndex, sampling: Sampling, config: LoaderConfig, *, seed: int, total_batches: int, start_batch: int = 0
+) -> DataLoader:
     """Packed training batches start_batch ... total_batches - 1; batch b is the same whatever came before.
 
     Epochs follow each other, each dropping its last partial batch; where all windows fill less than one batch,
@@ -122,8 +126,13 @@ class EpochPlan:
 def _loader(batches: Dataset, numbers: range, config: LoaderConfig) -> DataLoader:
     workers = min(config.workers, len(numbers))
     return DataLoader(
-        batches, batch_size=None, sampler=numbers, num_workers=workers, persistent_workers=workers > 0,
-        multiprocessing_context=_process_context() if workers else None, pin_memory=torch.cuda.is_available(),
+        batches,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        multiprocessing_context=_process_context() if workers else None,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),  # its own, to leave the model's random stream alone
     )
 

@@ -48,8 +48,9 @@ class MappedShards:
         except (OSError, ValueError) as error:
             raise ShardError(path, f"cannot be mapped ({error})", "copy or write the shards again") from None
         if len(mapped) != self._bytes[number]:  # reading past the end of a map would kill the process
-            raise ShardError(path, f"has {len(mapped)} bytes, its index says {self._bytes[number]}",
-                             "copy or write the shards again")
+            raise ShardError(
+                path, f"has {len(mapped)} bytes, its index says {self._bytes[number]}", "copy or write the shards again"
+            )
         return mapped
 
     def __reduce__(self):  # maps do not cross to another process

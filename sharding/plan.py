@@ -74,8 +74,11 @@ def window_length_us(index: ShardIndex, window_s: float) -> int:
     """A window's length in microseconds; raises ConfigError where the shards cannot serve it."""
     length = int(to_microseconds(window_s))
     if not 0 < length <= index.halo_us:
-        raise ConfigError("window_s", f"is {window_s}, these shards serve windows up to {index.halo_us / 1e6} s",
-                          "take a shorter window, or shard again with a larger halo_s")
+        raise ConfigError(
+            "window_s",
+            f"is {window_s}, these shards serve windows up to {index.halo_us / 1e6} s",
+            "take a shorter window, or shard again with a larger halo_s",
+        )
     return length
 
 

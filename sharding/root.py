@@ -54,8 +54,10 @@ class RootWriter:
 
     def __enter__(self) -> Self:
         _clear(self.output)
-        self._writers = {split: self._stack.enter_context(ShardWriter(self.output, split, self.settings.shard_bytes))
-                         for split in self.settings.splits}
+        self._writers = {
+            split: self._stack.enter_context(ShardWriter(self.output, split, self.settings.shard_bytes))
+            for split in self.settings.splits
+        }
         return self
 
     def __exit__(self, *error) -> None:
@@ -65,11 +67,21 @@ class RootWriter:
         """All segments of a session, nothing written yet; raises ShardError for a session that cannot be taken."""
         if session.id in self._order:
             raise ShardError(session.id, "is there twice", "keep one of the stored sessions of this id")
-        segments = list(cut(session, segment_us=self.settings.segment_us, halo_us=self.settings.halo_us,
-                            splits=self.settings.splits, codes=self.codes))
+        segments = list(
+            cut(
+                session,
+                segment_us=self.settings.segment_us,
+                halo_us=self.settings.halo_us,
+                splits=self.settings.splits,
+                codes=self.codes,
+            )
+        )
         if not segments:
-            raise ShardError(session.id, f"has no time in the splits {', '.join(self.settings.splits)}",
-                             "look at its recipe's splits")
+            raise ShardError(
+                session.id,
+                f"has no time in the splits {', '.join(self.settings.splits)}",
+                "look at its recipe's splits",
+            )
         return segments
 
     def add(self, session: Session, segments: list[Segment], source: Source) -> None:
@@ -85,20 +97,32 @@ class RootWriter:
         """Complete the last shards, write the tables and then index.json."""
         self._stack.close()
         shards = [file for writer in self._writers.values() for file in writer.files]
-        segments = sorted((row for writer in self._writers.values() for row in writer.rows),
-                          key=lambda row: (self._order[row["session"]], SPLITS.index(row["split"]), row["key"]))
+        segments = sorted(
+            (row for writer in self._writers.values() for row in writer.rows),
+            key=lambda row: (self._order[row["session"]], SPLITS.index(row["split"]), row["key"]),
+        )
         tables = [
             write_table(self.output / "sessions.parquet", self._sessions, SESSION_SCHEMA),
             write_table(self.output / "units.parquet", self._units, UNIT_SCHEMA),
             write_table(self.output / "segments.parquet", segments, SEGMENT_SCHEMA),
         ]
         meta = {
-            "kind": KIND, "format": FORMAT, "writer": version("spikeloom"), "config": self.settings.to_json(),
+            "kind": KIND,
+            "format": FORMAT,
+            "writer": version("spikeloom"),
+            "config": self.settings.to_json(),
             "phases": self.codes.names,
-            "totals": {"sessions": len(self._sessions), "units": len(self._units), "segments": len(segments),
-                       "spikes": sum(row["spikes"] for row in segments), "bytes": sum(file.bytes for file in shards)},
-            "sources": [asdict(source) for source in sources], "refused": [asdict(entry) for entry in refused],
-            "tables": [asdict(file) for file in tables], "shards": [asdict(file) for file in shards],
+            "totals": {
+                "sessions": len(self._sessions),
+                "units": len(self._units),
+                "segments": len(segments),
+                "spikes": sum(row["spikes"] for row in segments),
+                "bytes": sum(file.bytes for file in shards),
+            },
+            "sources": [asdict(source) for source in sources],
+            "refused": [asdict(entry) for entry in refused],
+            "tables": [asdict(file) for file in tables],
+            "shards": [asdict(file) for file in shards],
         }
         meta["digest"] = meta_digest(meta)
         write_bytes(self.output / "index.json", json.dumps(meta, indent=1).encode())
@@ -119,22 +143,42 @@ def _session_row(session: Session, segments: list[Segment], codes: PhaseCodes, s
         statistics[name] = SignalStatistics.of(np.concatenate(parts))
     hours = {split: sum((s.stop_us - s.start_us) / 3600e6 for s in segments if s.split == split) for split in SPLITS}
     return SessionRow(
-        session.id, session.dandiset, session.provenance.get("version", ""), session.provenance.get("asset", ""),
-        session.subject, session.paradigm, len(session.units), sum(s.owned_spikes for s in segments),
-        sum(s.owned_targets for s in segments), hours, signals, statistics,
+        session.id,
+        session.dandiset,
+        session.provenance.get("version", ""),
+        session.provenance.get("asset", ""),
+        session.subject,
+        session.paradigm,
+        len(session.units),
+        sum(s.owned_spikes for s in segments),
+        sum(s.owned_targets for s in segments),
+        hours,
+        signals,
+        statistics,
         {name: scale for name, scale in session.target_scale.items() if name in signals},
-        dict(session.loss_weights), tuple(session.eval_phases), source.file, source.sha256,
+        dict(session.loss_weights),
+        tuple(session.eval_phases),
+        source.file,
+        source.sha256,
     )
 
 
 def _unit_rows(session: Session, segments: list[Segment], seconds: float) -> list[dict]:
     spikes = np.zeros(len(session.units), np.int64)
     for segment in segments:
-        spikes += np.bincount(segment.spikes.unit[:segment.owned_spikes], minlength=len(session.units))
+        spikes += np.bincount(segment.spikes.unit[: segment.owned_spikes], minlength=len(session.units))
     units = session.units
-    return [{"id": f"{session.id}/{name}", "session": session.id, "region": region, "quality": quality,
-             "spikes": int(count), "rate": count / seconds}
-            for name, region, quality, count in zip(units.id, units.region, units.quality, spikes)]
+    return [
+        {
+            "id": f"{session.id}/{name}",
+            "session": session.id,
+            "region": region,
+            "quality": quality,
+            "spikes": int(count),
+            "rate": count / seconds,
+        }
+        for name, region, quality, count in zip(units.id, units.region, units.quality, spikes)
+    ]
 
 
 def _clear(output: Path) -> None:

@@ -43,17 +43,26 @@ class SessionTables:
         told = [sampling.statistics[name] for name in index.session_ids]
         dims = {session.signals[sampling.signal].dims for session in index.sessions}
         if len(dims) > 1:
-            raise ConfigError(sampling.signal, f"has {' and '.join(map(str, sorted(dims)))} dimensions over sessions",
-                              "choose sessions that agree")
+            raise ConfigError(
+                sampling.signal,
+                f"has {' and '.join(map(str, sorted(dims)))} dimensions over sessions",
+                "choose sessions that agree",
+            )
         for name, (mean, _) in zip(index.session_ids, told):
             if {len(mean)} != dims:
-                raise ConfigError(name, f"has statistics of {len(mean)} dimensions, {sampling.signal} has {dims.pop()}",
-                                  "take statistics of the same signal")
+                raise ConfigError(
+                    name,
+                    f"has statistics of {len(mean)} dimensions, {sampling.signal} has {dims.pop()}",
+                    "take statistics of the same signal",
+                )
         lengths = np.array([len(r) for r in rows], np.int64)
         phases = index.phase_names
         return SessionTables(
-            np.concatenate(rows), np.cumsum(lengths) - lengths, sampling.sessions.rows(index.session_ids),
-            np.stack([mean for mean, _ in told]), np.stack([scale for _, scale in told]),
+            np.concatenate(rows),
+            np.cumsum(lengths) - lengths,
+            sampling.sessions.rows(index.session_ids),
+            np.stack([mean for mean, _ in told]),
+            np.stack([scale for _, scale in told]),
             np.array([_weights(session, sampling, phases) for session in index.sessions], np.float32),
             np.array([_evaluated(session, sampling, phases) for session in index.sessions], bool),
         )

@@ -71,9 +71,15 @@ def arrays(segment: Segment) -> dict[str, np.ndarray]:
 def to_sample(segment: Segment) -> dict:
     """The WebDataset sample of a segment: "__key__", "json" (a dict) and arrays by member name."""
     told = {
-        "session": segment.session, "split": segment.split, "interval": segment.interval,
-        "interval_us": list(segment.interval_us), "start_us": segment.start_us, "stop_us": segment.stop_us,
-        "carry_us": segment.carry_us, "units": list(segment.unit_ids), "signals": sorted(segment.signals),
+        "session": segment.session,
+        "split": segment.split,
+        "interval": segment.interval,
+        "interval_us": list(segment.interval_us),
+        "start_us": segment.start_us,
+        "stop_us": segment.stop_us,
+        "carry_us": segment.carry_us,
+        "units": list(segment.unit_ids),
+        "signals": sorted(segment.signals),
     }
     return {"__key__": segment.key, "json": told, **arrays(segment)}
 
@@ -83,16 +89,26 @@ def from_sample(sample: dict) -> Segment:
     try:
         told = sample["json"]
         time, unit = sample["spike_time.npy"], sample["spike_unit.npy"]
-        signals = {name: SignalPart(*(sample[f"{name}.{part}.npy"] for part in SIGNAL_ARRAYS))
-                   for name in told["signals"]}
+        signals = {
+            name: SignalPart(*(sample[f"{name}.{part}.npy"] for part in SIGNAL_ARRAYS)) for name in told["signals"]
+        }
         return Segment(
-            sample["__key__"], told["session"], told["split"], told["interval"], tuple(told["interval_us"]),
-            told["start_us"], told["stop_us"], told["carry_us"], tuple(told["units"]),
-            SpikeTokens(time, unit, np.full(len(time), SPIKE, np.uint8)), signals,
+            sample["__key__"],
+            told["session"],
+            told["split"],
+            told["interval"],
+            tuple(told["interval_us"]),
+            told["start_us"],
+            told["stop_us"],
+            told["carry_us"],
+            tuple(told["units"]),
+            SpikeTokens(time, unit, np.full(len(time), SPIKE, np.uint8)),
+            signals,
         )
     except KeyError as missing:
-        raise ShardError(sample.get("__key__", "sample"), f"has no member {missing.args[0]!r}",
-                         "write the shards again") from None
+        raise ShardError(
+            sample.get("__key__", "sample"), f"has no member {missing.args[0]!r}", "write the shards again"
+        ) from None
 
 
 def encoded(sample: dict) -> dict[str, bytes]:

@@ -71,13 +71,20 @@ def _settings(config: ShardConfig) -> CutSettings:
         if not getattr(config, name) > 0:
             raise ConfigError(name, f"is {getattr(config, name)}", "give a number above 0")
     if config.segment_s + config.halo_s >= LONGEST_S:
-        raise ConfigError("segment_s", f"with halo_s is {config.segment_s + config.halo_s} s",
-                          f"stay below {LONGEST_S:.0f} s together")
+        raise ConfigError(
+            "segment_s",
+            f"with halo_s is {config.segment_s + config.halo_s} s",
+            f"stay below {LONGEST_S:.0f} s together",
+        )
     unknown = [split for split in config.splits if split not in SPLITS]
     if unknown or not config.splits:
         raise ConfigError("splits", f"is {list(config.splits)}", f"choose among {', '.join(SPLITS)}")
-    return CutSettings(int(to_microseconds(config.segment_s)), int(to_microseconds(config.halo_s)),
-                       round(config.shard_mb * 1e6), tuple(s for s in SPLITS if s in config.splits))
+    return CutSettings(
+        int(to_microseconds(config.segment_s)),
+        int(to_microseconds(config.halo_s)),
+        round(config.shard_mb * 1e6),
+        tuple(s for s in SPLITS if s in config.splits),
+    )
 
 
 def _stored(config: ShardConfig) -> list[Path]:

@@ -31,14 +31,19 @@ class TargetStatistics:
 
     def to_json(self) -> dict:
         """Plain lists and strings."""
-        return {name: {"mean": mean.tolist(), "scale": scale.tolist()}
-                for name, (mean, scale) in self.of_session.items()}
+        return {
+            name: {"mean": mean.tolist(), "scale": scale.tolist()} for name, (mean, scale) in self.of_session.items()
+        }
 
     @staticmethod
     def from_json(told: dict) -> "TargetStatistics":
         """The inverse of to_json(), exact."""
-        return TargetStatistics({name: (np.array(entry["mean"], np.float64), np.array(entry["scale"], np.float64))
-                                 for name, entry in told.items()})
+        return TargetStatistics(
+            {
+                name: (np.array(entry["mean"], np.float64), np.array(entry["scale"], np.float64))
+                for name, entry in told.items()
+            }
+        )
 
 
 def target_statistics(index: ShardIndex, signal: str, center: bool, scale) -> TargetStatistics:

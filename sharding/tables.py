@@ -9,31 +9,70 @@ import pyarrow as pa
 from data_prep.session import SPLITS
 
 _FLOATS = pa.list_(pa.float64())
-_SIGNAL = pa.struct([
-    ("name", pa.string()), ("dims", pa.int32()), ("unit_of_measure", pa.string()), ("hz", pa.float64()),
-    ("samples", pa.int64()), ("mean", _FLOATS), ("std", _FLOATS), ("robust_std", _FLOATS), ("scale", pa.float64()),
-])
-SESSION_SCHEMA = pa.schema([
-    ("id", pa.string()), ("dandiset", pa.string()), ("version", pa.string()), ("asset", pa.string()),
-    ("subject", pa.string()), ("paradigm", pa.string()), ("units", pa.int64()), ("spikes", pa.int64()),
-    ("targets", pa.int64()), ("hours", pa.struct([(split, pa.float64()) for split in SPLITS])),
-    ("signals", pa.list_(_SIGNAL)),
-    ("loss_weights", pa.list_(pa.struct([("phase", pa.string()), ("weight", pa.float64())]))),
-    ("eval_phases", pa.list_(pa.string())), ("source", pa.string()), ("source_sha256", pa.string()),
-])
-UNIT_SCHEMA = pa.schema([
-    ("id", pa.string()), ("session", pa.string()), ("region", pa.string()), ("quality", pa.string()),
-    ("spikes", pa.int64()), ("rate", pa.float64()),
-])
+_SIGNAL = pa.struct(
+    [
+        ("name", pa.string()),
+        ("dims", pa.int32()),
+        ("unit_of_measure", pa.string()),
+        ("hz", pa.float64()),
+        ("samples", pa.int64()),
+        ("mean", _FLOATS),
+        ("std", _FLOATS),
+        ("robust_std", _FLOATS),
+        ("scale", pa.float64()),
+    ]
+)
+SESSION_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("dandiset", pa.string()),
+        ("version", pa.string()),
+        ("asset", pa.string()),
+        ("subject", pa.string()),
+        ("paradigm", pa.string()),
+        ("units", pa.int64()),
+        ("spikes", pa.int64()),
+        ("targets", pa.int64()),
+        ("hours", pa.struct([(split, pa.float64()) for split in SPLITS])),
+        ("signals", pa.list_(_SIGNAL)),
+        ("loss_weights", pa.list_(pa.struct([("phase", pa.string()), ("weight", pa.float64())]))),
+        ("eval_phases", pa.list_(pa.string())),
+        ("source", pa.string()),
+        ("source_sha256", pa.string()),
+    ]
+)
+UNIT_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("session", pa.string()),
+        ("region", pa.string()),
+        ("quality", pa.string()),
+        ("spikes", pa.int64()),
+        ("rate", pa.float64()),
+    ]
+)
 _TEXT = pa.dictionary(pa.int32(), pa.string())
-SEGMENT_SCHEMA = pa.schema([
-    ("key", pa.string()), ("session", _TEXT), ("split", _TEXT), ("shard", _TEXT), ("interval", pa.int32()),
-    ("interval_start_us", pa.int64()), ("interval_stop_us", pa.int64()), ("start_us", pa.int64()),
-    ("stop_us", pa.int64()), ("carry_us", pa.int64()), ("spikes", pa.int64()), ("targets", pa.int64()),
-    # a member an entry, in the order of the tar; an array fills the last bytes of its member
-    ("member", pa.list_(_TEXT)), ("offset", pa.list_(pa.int64())), ("bytes", pa.list_(pa.int64())),
-    ("array_bytes", pa.list_(pa.int64())),
-])
+SEGMENT_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("session", _TEXT),
+        ("split", _TEXT),
+        ("shard", _TEXT),
+        ("interval", pa.int32()),
+        ("interval_start_us", pa.int64()),
+        ("interval_stop_us", pa.int64()),
+        ("start_us", pa.int64()),
+        ("stop_us", pa.int64()),
+        ("carry_us", pa.int64()),
+        ("spikes", pa.int64()),
+        ("targets", pa.int64()),
+        # a member an entry, in the order of the tar; an array fills the last bytes of its member
+        ("member", pa.list_(_TEXT)),
+        ("offset", pa.list_(pa.int64())),
+        ("bytes", pa.list_(pa.int64())),
+        ("array_bytes", pa.list_(pa.int64())),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -96,26 +135,40 @@ class SessionRow:
         record["eval_phases"] = list(self.eval_phases)
         record["loss_weights"] = [{"phase": p, "weight": w} for p, w in self.loss_weights.items()]
         record["signals"] = [
-            {"name": name, "dims": row.dims, "unit_of_measure": row.unit_of_measure, "hz": row.hz,
-             "samples": told.samples, "mean": told.mean.tolist(), "std": told.std.tolist(),
-             "robust_std": told.robust_std.tolist(), "scale": self.target_scale.get(name)}
-            for name, row in self.signals.items() for told in [self.statistics[name]]
+            {
+                "name": name,
+                "dims": row.dims,
+                "unit_of_measure": row.unit_of_measure,
+                "hz": row.hz,
+                "samples": told.samples,
+                "mean": told.mean.tolist(),
+                "std": told.std.tolist(),
+                "robust_std": told.robust_std.tolist(),
+                "scale": self.target_scale.get(name),
+            }
+            for name, row in self.signals.items()
+            for told in [self.statistics[name]]
         ]
         return record
 
     @staticmethod
     def from_record(record: dict) -> "SessionRow":
         signals = {s["name"]: s for s in record["signals"]}
-        return SessionRow(**{
-            **record,
-            "signals": {n: SignalRow(s["dims"], s["unit_of_measure"], s["hz"]) for n, s in signals.items()},
-            "statistics": {n: SignalStatistics(s["samples"], *(np.array(s[k], dtype=np.float64)
-                                                               for k in ("mean", "std", "robust_std")))
-                           for n, s in signals.items()},
-            "target_scale": {n: s["scale"] for n, s in signals.items() if s["scale"] is not None},
-            "loss_weights": {w["phase"]: w["weight"] for w in record["loss_weights"]},
-            "eval_phases": tuple(record["eval_phases"]),
-        })
+        return SessionRow(
+            **{
+                **record,
+                "signals": {n: SignalRow(s["dims"], s["unit_of_measure"], s["hz"]) for n, s in signals.items()},
+                "statistics": {
+                    n: SignalStatistics(
+                        s["samples"], *(np.array(s[k], dtype=np.float64) for k in ("mean", "std", "robust_std"))
+                    )
+                    for n, s in signals.items()
+                },
+                "target_scale": {n: s["scale"] for n, s in signals.items() if s["scale"] is not None},
+                "loss_weights": {w["phase"]: w["weight"] for w in record["loss_weights"]},
+                "eval_phases": tuple(record["eval_phases"]),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -190,7 +243,9 @@ class SegmentTable:
         new[1:] = (identity[:, 1:] != identity[:, :-1]).any(axis=0)
         at = np.flatnonzero(new)
         return IntervalTable(
-            self.column("interval_start_us")[rows[at]], self.column("interval_stop_us")[rows[at]], rows[at],
+            self.column("interval_start_us")[rows[at]],
+            self.column("interval_stop_us")[rows[at]],
+            rows[at],
             np.diff(np.append(at, len(rows))),
         )
 

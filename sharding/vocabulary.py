@@ -39,7 +39,8 @@ class Vocabulary:
             return np.array([self._row[name] for name in ids], dtype=np.int64)
         except KeyError as missing:
             raise ConfigError(
-                "vocabulary", f"{missing.args[0]!r} is not among its {len(self.ids)} names",
+                "vocabulary",
+                f"{missing.args[0]!r} is not among its {len(self.ids)} names",
                 "finetune the checkpoint on the shards that hold it",
             ) from None
 

@@ -55,8 +55,11 @@ class Reader:
         self._sessions = index.sessions
         for session in index.sessions:
             if signal not in session.signals:
-                raise ConfigError(session.id, f"has no signal {signal!r}",
-                                  f"choose among {', '.join(session.signals) or 'none'}, or leave the session out")
+                raise ConfigError(
+                    session.id,
+                    f"has no signal {signal!r}",
+                    f"choose among {', '.join(session.signals) or 'none'}, or leave the session out",
+                )
         segments, shards = index.segments, index.mapped()
         self._segments, self._session = segments, segments.session
         self._units = [np.arange(session.units) for session in index.sessions]
@@ -83,8 +86,14 @@ class Reader:
         a, b = sample_time.searchsorted((first, stop))
         dims = self._dims[session]
         return Window(
-            session, start_us, length_us, self._units[session], spike_time[i:j] - first, spike_unit[i:j],
-            sample_time[a:b] - first, self._value.read(segment, VALUE)[a * dims:b * dims].reshape(-1, dims),
+            session,
+            start_us,
+            length_us,
+            self._units[session],
+            spike_time[i:j] - first,
+            spike_unit[i:j],
+            sample_time[a:b] - first,
+            self._value.read(segment, VALUE)[a * dims : b * dims].reshape(-1, dims),
             self._phase.read(segment, PHASE)[a:b],
         )
 
@@ -92,13 +101,22 @@ class Reader:
         """Every contiguous interval of a split whole, as one long window, in order; times are int64 here."""
         segments = self._segments
         intervals = segments.intervals(split)
-        for first, count, start, stop in zip(intervals.first.tolist(), intervals.segments.tolist(),
-                                             intervals.start_us.tolist(), intervals.stop_us.tolist()):
-            parts = [self.window(row, int(segments.start_us[row]), int(segments.stop_us[row] - segments.start_us[row]))
-                     for row in range(first, first + count)]
-            joined = {name: np.concatenate([getattr(part, name) for part in parts])
-                      for name in ("spike_unit", "value", "phase")}
-            joined |= {name: np.concatenate([getattr(part, name) + np.int64(part.start_us - start) for part in parts])
-                       for name in ("spike_time", "sample_time")}
+        for first, count, start, stop in zip(
+            intervals.first.tolist(),
+            intervals.segments.tolist(),
+            intervals.start_us.tolist(),
+            intervals.stop_us.tolist(),
+        ):
+            parts = [
+                self.window(row, int(segments.start_us[row]), int(segments.stop_us[row] - segments.start_us[row]))
+                for row in range(first, first + count)
+            ]
+            joined = {
+                name: np.concatenate([getattr(part, name) for part in parts])
+                for name in ("spike_unit", "value", "phase")
+            }
+            joined |= {
+                name: np.concatenate([getattr(part, name) + np.int64(part.start_us - start) for part in parts])
+                for name in ("spike_time", "sample_time")
+            }
             yield replace(parts[0], start_us=start, length_us=stop - start, **joined)
-

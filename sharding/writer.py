@@ -46,6 +46,7 @@ class AtomicFile:
             self._stream.close()
             os.replace(self._partial, self.path)
             _sync_folder(self.path.parent)
+
         self._try(finish)
         return WrittenFile(self.path.name, self.bytes, self._digest.hexdigest())
 
@@ -63,8 +64,11 @@ class AtomicFile:
         except OSError as error:
             if hasattr(self, "_stream"):
                 self.discard()
-            raise ShardError(self.path, f"could not be written ({error.strerror or error})",
-                             "free space or choose another output folder, then run again") from None
+            raise ShardError(
+                self.path,
+                f"could not be written ({error.strerror or error})",
+                "free space or choose another output folder, then run again",
+            ) from None
 
 
 class ShardWriter:
@@ -103,12 +107,23 @@ class ShardWriter:
             record["bytes"].append(len(data))
             record["array_bytes"].append(sizes.get(name, 0))
             record["offset"].append(_append(self._open, f"{segment.key}.{name}", data))
-        self.rows.append({
-            "key": segment.key, "session": segment.session, "split": segment.split, "shard": self._open.path.name,
-            "interval": segment.interval, "interval_start_us": segment.interval_us[0],
-            "interval_stop_us": segment.interval_us[1], "start_us": segment.start_us, "stop_us": segment.stop_us,
-            "carry_us": segment.carry_us, "spikes": segment.owned_spikes, "targets": segment.owned_targets, **record,
-        })
+        self.rows.append(
+            {
+                "key": segment.key,
+                "session": segment.session,
+                "split": segment.split,
+                "shard": self._open.path.name,
+                "interval": segment.interval,
+                "interval_start_us": segment.interval_us[0],
+                "interval_stop_us": segment.interval_us[1],
+                "start_us": segment.start_us,
+                "stop_us": segment.stop_us,
+                "carry_us": segment.carry_us,
+                "spikes": segment.owned_spikes,
+                "targets": segment.owned_targets,
+                **record,
+            }
+        )
 
     def _finish(self) -> None:
         # two empty blocks end a tar, which is filled up to whole records

@@ -16,8 +16,13 @@ from sharding.shard import ShardConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
-WHOLE = {"dandisets": Recipe, "shards": ShardConfig, "pretrain": PretrainConfig, "finetune": FinetuneConfig,
-         "evaluate": EvaluateConfig}
+WHOLE = {
+    "dandisets": Recipe,
+    "shards": ShardConfig,
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "evaluate": EvaluateConfig,
+}
 SECTIONS = ("model", "task")  # of PretrainConfig
 
 

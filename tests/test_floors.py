@@ -18,21 +18,64 @@ LIMIT = 400  # lines of a file; aim at 300
 
 # What a file may import of our own: the first pattern that fits the file, besides its own floor.
 SHARDING_PRODUCTS = (
-    "errors", "tokens", "vocabulary", "batch", "index", "statistics", "plan", "window", "augment", "sampling", "loader")
+    "errors",
+    "tokens",
+    "vocabulary",
+    "batch",
+    "index",
+    "statistics",
+    "plan",
+    "window",
+    "augment",
+    "sampling",
+    "loader",
+)
 OURS = {
     "data_prep/*": (),
     "sharding/*": ("data_prep.session", "data_prep.store", "data_prep.errors"),
     "pretrain/*": tuple(f"sharding.{name}" for name in SHARDING_PRODUCTS),
     # The hands: entry files of every floor, and the types they return.
-    "launch/commands.py": ("data_prep.errors", "data_prep.prepare", "sharding.shard", "pretrain.train",
-                           "pretrain.finetune", "pretrain.evaluate"),
-    "launch/demo*.py": ("data_prep.errors", "data_prep.prepare", "data_prep.synthetic", "data_prep.recipe",
-                        "sharding.shard", "sharding.index", "pretrain.train", "pretrain.finetune", "pretrain.evaluate"),
-    "launch/show.py": ("data_prep.errors", "data_prep.prepare", "data_prep.session", "data_prep.store",
-                       "sharding.index", "pretrain.checkpoint"),
-    "launch/bench*.py": ("data_prep.errors", "data_prep.prepare", "data_prep.synthetic", "data_prep.recipe",
-                         "sharding.shard", "sharding.index", "sharding.loader", "sharding.window",
-                         "sharding.statistics", "pretrain.train", "pretrain.models.poyo", "pretrain.optim"),
+    "launch/commands.py": (
+        "data_prep.errors",
+        "data_prep.prepare",
+        "sharding.shard",
+        "pretrain.train",
+        "pretrain.finetune",
+        "pretrain.evaluate",
+    ),
+    "launch/demo*.py": (
+        "data_prep.errors",
+        "data_prep.prepare",
+        "data_prep.synthetic",
+        "data_prep.recipe",
+        "sharding.shard",
+        "sharding.index",
+        "pretrain.train",
+        "pretrain.finetune",
+        "pretrain.evaluate",
+    ),
+    "launch/show.py": (
+        "data_prep.errors",
+        "data_prep.prepare",
+        "data_prep.session",
+        "data_prep.store",
+        "sharding.index",
+        "pretrain.checkpoint",
+    ),
+    "launch/bench*.py": (
+        "data_prep.errors",
+        "data_prep.prepare",
+        "data_prep.synthetic",
+        "data_prep.recipe",
+        "sharding.shard",
+        "sharding.index",
+        "sharding.loader",
+        "sharding.window",
+        "sharding.statistics",
+        "pretrain.train",
+        "pretrain.models.poyo",
+        "pretrain.optim",
+    ),
     "launch/*": ("data_prep.errors",),
 }
 
@@ -47,8 +90,20 @@ DOORS = {
     "webdataset": ("sharding/writer.py", "sharding/loader.py"),
     "torch": ("pretrain/*", "sharding/batch.py", "sharding/pack.py", "sharding/loader.py", "launch/bench*.py"),
     "safetensors": ("pretrain/checkpoint.py",),
-    "lightning": tuple(f"pretrain/{name}.py" for name in (
-        "module", "datamodule", "strategy", "trainer", "checkpoint", "tracking", "train", "finetune", "evaluate")),
+    "lightning": tuple(
+        f"pretrain/{name}.py"
+        for name in (
+            "module",
+            "datamodule",
+            "strategy",
+            "trainer",
+            "checkpoint",
+            "tracking",
+            "train",
+            "finetune",
+            "evaluate",
+        )
+    ),
     "wandb": ("pretrain/tracking.py", "launch/scaling.py"),
     "omegaconf": ("launch/config.py",),
     "yaml": ("launch/config.py", "pretrain/run.py"),
@@ -90,13 +145,19 @@ def _import_faults(name: str, tree: ast.Module):
 
 def _imports(tree: ast.Module):
     """Every import with what it stands in: "", "function" or "class"."""
+
     def walk(node, inside):
         for child in ast.iter_child_nodes(node):
             if isinstance(child, (ast.Import, ast.ImportFrom)):
                 yield child, inside
-            kind = {ast.FunctionDef: "function", ast.AsyncFunctionDef: "function", ast.Lambda: "function",
-                    ast.ClassDef: "class"}.get(type(child), inside)
+            kind = {
+                ast.FunctionDef: "function",
+                ast.AsyncFunctionDef: "function",
+                ast.Lambda: "function",
+                ast.ClassDef: "class",
+            }.get(type(child), inside)
             yield from walk(child, kind)
+
     return walk(tree, "")
 
 
@@ -156,8 +217,11 @@ def project_files() -> list[Path]:
 
 
 def test_every_file_keeps_the_rules():
-    found = [fault for path in project_files()
-             for fault in faults(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))]
+    found = [
+        fault
+        for path in project_files()
+        for fault in faults(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8"))
+    ]
     assert not found, "\n" + "\n".join(found)
 
 
@@ -165,51 +229,63 @@ def test_every_floor_is_there_and_read():
     assert {path.relative_to(ROOT).parts[0] for path in project_files()} == set(FLOORS)
 
 
-@pytest.mark.parametrize("name, source, fault", [
-    ("data_prep/nwb.py", "from sharding.tokens import SPIKE", "imports sharding.tokens; here only its own floor"),
-    ("sharding/cut.py", "from data_prep.nwb import read", "imports data_prep.nwb; here only data_prep.session"),
-    ("sharding/cut.py", "from data_prep import nwb", "imports data_prep.nwb"),
-    ("pretrain/train.py", "import data_prep.session", "imports data_prep.session"),
-    ("pretrain/train.py", "from sharding.writer import write", "imports sharding.writer"),
-    ("pretrain/train.py", "from launch.cli import main", "imports launch.cli"),
-    ("launch/cli.py", "from pretrain.nn.attention import attend", "imports pretrain.nn.attention"),
-    ("launch/slurm.py", "def go():\n    from pretrain.train import train", ":2: imports pretrain.train"),
-    ("pretrain/train.py", "from tests.conftest import x", "tests are known by none"),
-    ("pretrain/train.py", "import omegaconf", "imports omegaconf, whose doors are launch/config.py"),
-    ("sharding/index.py", "import torch", "imports torch, whose doors are"),
-    ("sharding/index.py", "from torch.utils import data", "imports torch, whose doors are"),
-    ("launch/cli.py", "import pandas", "imports pandas, which has no door"),
-    ("pretrain/nn/sdpa.py", "def f():\n    import torch", ":2: an import inside a function"),
-    ("pretrain/nn/sdpa.py", "class A:\n    import torch", ":2: an import inside a class"),
-    ("pretrain/train.py", "from .finetune import x", "a relative import"),
-    ("pretrain/train.py", "from . import finetune", "a relative import"),
-    ("pretrain/__init__.py", "x = 1", "it is not empty"),
-    ("pretrain/utils.py", '"""One."""', "a drawer"),
-    ("pretrain/train.py", "x = 1", "no opening sentence"),
-    ("pretrain/train.py", '"""One."""\n' + "x = 1\n" * 400, "401 lines"),
-    ("pretrain/train.py", "import pickle", "nothing is ever unpickled"),
-    ("pretrain/train.py", "import torch\ntorch.load(path)", ":2: torch.load without weights_only=True"),
-    ("sharding/segment.py", "import numpy\nnumpy.load(p, allow_pickle=True)", ":2: allow_pickle=True"),
-    ("launch/cli.py", "import importlib\nimportlib.import_module(name)", "calls importlib.import_module"),
-])
+@pytest.mark.parametrize(
+    "name, source, fault",
+    [
+        ("data_prep/nwb.py", "from sharding.tokens import SPIKE", "imports sharding.tokens; here only its own floor"),
+        ("sharding/cut.py", "from data_prep.nwb import read", "imports data_prep.nwb; here only data_prep.session"),
+        ("sharding/cut.py", "from data_prep import nwb", "imports data_prep.nwb"),
+        ("pretrain/train.py", "import data_prep.session", "imports data_prep.session"),
+        ("pretrain/train.py", "from sharding.writer import write", "imports sharding.writer"),
+        ("pretrain/train.py", "from launch.cli import main", "imports launch.cli"),
+        ("launch/cli.py", "from pretrain.nn.attention import attend", "imports pretrain.nn.attention"),
+        ("launch/slurm.py", "def go():\n    from pretrain.train import train", ":2: imports pretrain.train"),
+        ("pretrain/train.py", "from tests.conftest import x", "tests are known by none"),
+        ("pretrain/train.py", "import omegaconf", "imports omegaconf, whose doors are launch/config.py"),
+        ("sharding/index.py", "import torch", "imports torch, whose doors are"),
+        ("sharding/index.py", "from torch.utils import data", "imports torch, whose doors are"),
+        ("launch/cli.py", "import pandas", "imports pandas, which has no door"),
+        ("pretrain/nn/sdpa.py", "def f():\n    import torch", ":2: an import inside a function"),
+        ("pretrain/nn/sdpa.py", "class A:\n    import torch", ":2: an import inside a class"),
+        ("pretrain/train.py", "from .finetune import x", "a relative import"),
+        ("pretrain/train.py", "from . import finetune", "a relative import"),
+        ("pretrain/__init__.py", "x = 1", "it is not empty"),
+        ("pretrain/utils.py", '"""One."""', "a drawer"),
+        ("pretrain/train.py", "x = 1", "no opening sentence"),
+        ("pretrain/train.py", '"""One."""\n' + "x = 1\n" * 400, "401 lines"),
+        ("pretrain/train.py", "import pickle", "nothing is ever unpickled"),
+        ("pretrain/train.py", "import torch\ntorch.load(path)", ":2: torch.load without weights_only=True"),
+        ("sharding/segment.py", "import numpy\nnumpy.load(p, allow_pickle=True)", ":2: allow_pickle=True"),
+        ("launch/cli.py", "import importlib\nimportlib.import_module(name)", "calls importlib.import_module"),
+    ],
+)
 def test_the_reader_sees_each_kind_of_fault(name, source, fault):
     assert any(fault in found for found in faults(name, source)), faults(name, source)
 
 
-@pytest.mark.parametrize("name, source", [
-    ("sharding/cut.py", '"""One."""\nimport numpy\nfrom data_prep.session import Session\nfrom sharding import tokens'),
-    ("launch/commands.py", '"""One."""\ndef run():\n    from pretrain.train import pretrain'),
-    ("pretrain/checkpoint.py", '"""One."""\nimport torch\ntorch.load(path, weights_only=True)'),
-    ("pretrain/nn/__init__.py", ""),
-])
+@pytest.mark.parametrize(
+    "name, source",
+    [
+        (
+            "sharding/cut.py",
+            '"""One."""\nimport numpy\nfrom data_prep.session import Session\nfrom sharding import tokens',
+        ),
+        ("launch/commands.py", '"""One."""\ndef run():\n    from pretrain.train import pretrain'),
+        ("pretrain/checkpoint.py", '"""One."""\nimport torch\ntorch.load(path, weights_only=True)'),
+        ("pretrain/nn/__init__.py", ""),
+    ],
+)
 def test_the_reader_lets_good_files_pass(name, source):
     assert faults(name, source) == []
 
 
-@pytest.mark.parametrize("modules, without", [
-    ("sharding.shard, sharding.index", "torch"),  # shards can be written on a machine without torch
-    ("pretrain.train, pretrain.finetune, pretrain.evaluate", "pynwb"),  # a GPU node never loads pynwb
-])
+@pytest.mark.parametrize(
+    "modules, without",
+    [
+        ("sharding.shard, sharding.index", "torch"),  # shards can be written on a machine without torch
+        ("pretrain.train, pretrain.finetune, pretrain.evaluate", "pynwb"),  # a GPU node never loads pynwb
+    ],
+)
 def test_a_floor_works_where_the_library_is_absent(modules, without):
     code = f"import sys; sys.modules[{without!r}] = None; import {modules}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

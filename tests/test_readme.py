@@ -18,8 +18,14 @@ from launch.commands import VERBS
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FILES = ("sub-Ada_ses-CO-01", "sub-Bix_ses-CO-03", "sub-Cleo_ses-CO-02")  # of eight: one an animal
-SHORT = ["trainer.steps=4", "trainer.val_every=2", "trainer.save_every=4", "trainer.log_every=2",
-         "trainer.val_step_s=1", "loader.batch_windows=2"]
+SHORT = [
+    "trainer.steps=4",
+    "trainer.val_every=2",
+    "trainer.save_every=4",
+    "trainer.log_every=2",
+    "trainer.val_step_s=1",
+    "loader.batch_windows=2",
+]
 SMALL = {
     "prepare": ["recipe.min_train_s=1", "workers=0"],
     "pretrain": ["model=model/poyo_tiny.yaml", *SHORT],

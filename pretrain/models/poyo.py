@@ -91,10 +91,15 @@ class Poyo(nn.Module):
     def __init__(self, config: PoyoConfig, units: Vocabulary, sessions: Vocabulary):
         super().__init__()
         self.config, self.width = config, config.width
-        std, cross = config.embedding_std, (config.width, config.cross_heads, config.head_width, config.attention_dropout)
+        std, cross = (
+            config.embedding_std,
+            (config.width, config.cross_heads, config.head_width, config.attention_dropout),
+        )
         self.unit = GrowingTable(len(units), config.width, std)
         self.session = GrowingTable(len(sessions), config.width, std)
-        self.kind = nn.Parameter(torch.randn(4, config.width) * std)  # spike, unit start, unit end; the fourth is unused
+        self.kind = nn.Parameter(
+            torch.randn(4, config.width) * std
+        )  # spike, unit start, unit end; the fourth is unused
         self.latent = nn.Parameter(torch.randn(config.latents_per_step, config.width) * std)
         self.rotary = RotaryTime(config.head_width, config.min_period_s, config.max_period_s)
         self.encoder = CrossAttention(*cross, rotate_values=True)

@@ -12,7 +12,9 @@ from pretrain.nn.rotary import rotate
 from pretrain.nn.sdpa import sdpa
 
 
-def attend(q_QNH, k_SNH, v_SNH, q_lengths: Sequence[int], k_lengths: Sequence[int], dropout: float = 0.0) -> torch.Tensor:
+def attend(
+    q_QNH, k_SNH, v_SNH, q_lengths: Sequence[int], k_lengths: Sequence[int], dropout: float = 0.0
+) -> torch.Tensor:
     """Softmax attention inside each window, scale 1/sqrt(H); returns (Q, N, H).
 
     q (Q, N, H), k and v (S, N, H) hold the windows end to end; `q_lengths` and `k_lengths` (B each) sum to Q and S.

@@ -26,13 +26,20 @@ def recipe() -> Recipe:
     """Reads what `nwb` writes: velocity, else derived from the position; trials every 2 s."""
     return Recipe(
         name="small",
-        signals={"cursor_vel": SignalRecipe(path=["processing/behavior/Velocity/cursor_vel"], derive_from="cursor_pos",
-                                            unit="cm/s"),
-                 "cursor_pos": SignalRecipe(path=["cursor_pos"], unit="cm", required=False)},
+        signals={
+            "cursor_vel": SignalRecipe(
+                path=["processing/behavior/Velocity/cursor_vel"], derive_from="cursor_pos", unit="cm/s"
+            ),
+            "cursor_pos": SignalRecipe(path=["cursor_pos"], unit="cm", required=False),
+        },
         trials=TrialsRecipe(valid=[Condition("result", one_of=["R"])]),
-        phases={"hold": PhaseRecipe(Moment(), Moment("go_cue_time")),
-                "reach": PhaseRecipe(Moment("go_cue_time"), Moment("stop_time"))},
-        splits=SplitsRecipe(by="trial"), min_train_s=10)
+        phases={
+            "hold": PhaseRecipe(Moment(), Moment("go_cue_time")),
+            "reach": PhaseRecipe(Moment("go_cue_time"), Moment("stop_time")),
+        },
+        splits=SplitsRecipe(by="trial"),
+        min_train_s=10,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -62,21 +69,45 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return _write(tmp_path_factory.mktemp("plain") / "small.nwb").read_bytes()
 
 
-def _write(path: Path, *, time=None, velocity=None, position=None, spikes=None, trials: int = 48,
-          unit: str = "cm/s", conversion: float = 1.0, offset: float = 0.0, rate: float | None = None,
-          starting_time: float = 0.0, session_id: str | None = "day1", subject: str = "Ada", electrodes: bool = True,
-          observed: list | None = None, change: Callable[[NWBFile], None] = lambda file: None) -> Path:
-    file = NWBFile(session_description="a test", identifier=path.name, session_id=session_id,
-                   session_start_time=datetime(2020, 1, 1, tzinfo=UTC),
-                   subject=Subject(subject_id=subject, description="none", species="Macaca mulatta"))
+def _write(
+    path: Path,
+    *,
+    time=None,
+    velocity=None,
+    position=None,
+    spikes=None,
+    trials: int = 48,
+    unit: str = "cm/s",
+    conversion: float = 1.0,
+    offset: float = 0.0,
+    rate: float | None = None,
+    starting_time: float = 0.0,
+    session_id: str | None = "day1",
+    subject: str = "Ada",
+    electrodes: bool = True,
+    observed: list | None = None,
+    change: Callable[[NWBFile], None] = lambda file: None,
+) -> Path:
+    file = NWBFile(
+        session_description="a test",
+        identifier=path.name,
+        session_id=session_id,
+        session_start_time=datetime(2020, 1, 1, tzinfo=UTC),
+        subject=Subject(subject_id=subject, description="none", species="Macaca mulatta"),
+    )
     time = np.arange(SECONDS * HZ) / HZ if time is None else np.asarray(time, dtype=np.float64)
     clock = {"timestamps": time} if rate is None else {"rate": rate, "starting_time": starting_time}
     wave = np.stack([np.sin(time), np.cos(time)], axis=1)
     module = file.create_processing_module(name="behavior", description="behaviour")
     if position is not False:
         value = 10 * wave if position is None else position
-        module.add(Position(spatial_series=SpatialSeries(
-            name="cursor_pos", data=value, reference_frame="centre", unit="cm", **clock)))
+        module.add(
+            Position(
+                spatial_series=SpatialSeries(
+                    name="cursor_pos", data=value, reference_frame="centre", unit="cm", **clock
+                )
+            )
+        )
     if velocity is not False:
         value = 10 * wave[:, ::-1] * [1, -1] if velocity is None else velocity
         series = TimeSeries(name="cursor_vel", data=value, unit=unit, conversion=conversion, offset=offset, **clock)
@@ -97,8 +128,9 @@ def _add_trials(file: NWBFile, count: int) -> None:
         file.add_trial_column(name="go_cue_time", description="go cue, s")
         file.add_trial_column(name="result", description="R or F")
     for k in range(count):
-        file.add_trial(start_time=2.0 * k, stop_time=2.0 * k + 1.9, go_cue_time=2.0 * k + 0.5,
-                       result="F" if k % 8 == 7 else "R")
+        file.add_trial(
+            start_time=2.0 * k, stop_time=2.0 * k + 1.9, go_cue_time=2.0 * k + 0.5, result="F" if k % 8 == 7 else "R"
+        )
 
 
 def _add_units(file: NWBFile, spikes: list, electrodes: bool, observed: list | None) -> None:

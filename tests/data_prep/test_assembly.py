@@ -36,7 +36,9 @@ def with_signal(recipe: Recipe, name: str = "cursor_vel", **changes) -> Recipe:
 def test_a_sound_file(nwb, recipe):
     session = read_session(nwb(), recipe)
     assert session.id == "small/Ada_day1" and session.subject == "Ada" and session.dandiset == "small"
-    assert session.units.id == ("0", "1", "2", "3", "4") and session.units.region == ("M1",) * 5  # group, then electrode
+    assert (
+        session.units.id == ("0", "1", "2", "3", "4") and session.units.region == ("M1",) * 5
+    )  # group, then electrode
     assert len(session.spikes.time) == 1000 and (np.diff(session.spikes.time) >= 0).all()
     assert np.bincount(session.spikes.unit).tolist() == [200] * 5
     time = session.signals["cursor_vel"].time
@@ -75,10 +77,14 @@ def test_values_are_converted(nwb, recipe, unit, conversion, offset):
 
 def test_a_wrong_unit_attribute_is_overruled_or_caught(nwb, recipe):
     path = nwb(unit="mm/s")  # its values are cm/s
-    assert np.isclose(np.abs(read_session(path, with_signal(recipe, stated_unit="cm/s")).signals["cursor_vel"].value).max(), 10,
-                      rtol=1e-3)
+    assert np.isclose(
+        np.abs(read_session(path, with_signal(recipe, stated_unit="cm/s")).signals["cursor_vel"].value).max(),
+        10,
+        rtol=1e-3,
+    )
     assert "99.9 percentile is 1 cm/s, the recipe expects 5 to 300" in refused(
-        path, with_signal(recipe, plausible=[5.0, 300.0]))
+        path, with_signal(recipe, plausible=[5.0, 300.0])
+    )
     assert "unit of measure is 'furlongs'" in refused(nwb(name="odd.nwb", unit="furlongs"), recipe)
 
 
@@ -109,7 +115,9 @@ def test_missing_values_are_marked_and_a_hole_of_them_splits_the_domain(nwb, rec
     velocity = np.ones((5000, 2))
     velocity[1000:1500, 0] = np.nan
     session = read_session(nwb(velocity=velocity), recipe)
-    assert not session.signals["cursor_vel"].valid[1000:1500].any() and session.signals["cursor_vel"].valid.sum() == 4500
+    assert (
+        not session.signals["cursor_vel"].valid[1000:1500].any() and session.signals["cursor_vel"].valid.sum() == 4500
+    )
     assert len(session.domain) == 2 and not session.domain.contains(np.array([21.0, 25.0, 29.0])).any()
 
 
@@ -128,8 +136,9 @@ def test_the_domain_keeps_to_epochs_and_leaves_rest_out(nwb, blocks):
     velocity = np.ones((5000, 2))
     velocity[1000:2000] = 0
     path = nwb(velocity=velocity, change=epochs)
-    rule = DomainRecipe(epochs_table="epochs", epochs=[Condition("tags", one_of=["task"])],
-                        still=StillRecipe("cursor_vel", 0.5, 10.0))
+    rule = DomainRecipe(
+        epochs_table="epochs", epochs=[Condition("tags", one_of=["task"])], still=StillRecipe("cursor_vel", 0.5, 10.0)
+    )
     assert np.allclose(list(read_session(path, replace(blocks, domain=rule)).domain), [(0, 20), (40, 80)], atol=0.03)
 
 
@@ -312,14 +321,20 @@ def test_nothing_left_of_the_domain(nwb, recipe):
     assert "nothing is left of observed 2.0 s, cursor_vel 100.0 s" in refused(nwb(observed=[[500.0, 502.0]]), recipe)
 
 
-@pytest.mark.parametrize("change, line", [
-    ({"repairs": ["polish"]}, "repairs names 'polish'; choose from"), ({"eval_phases": ["grasp"]}, "eval_phases names 'grasp'"),
-    ({"name": ""}, "name is ''"), ({"loss_weights": {"rech": 5.0}}, "loss_weights names 'rech'"),
-    ({"outliers": [OutlierRecipe("hand")]}, "outliers.signal names 'hand'"),
-    ({"signals": {"a": SignalRecipe(derive_from="b"), "b": SignalRecipe(derive_from="a")}}, "derives from itself"),
-    ({"signals": {"a": SignalRecipe()}}, "neither path nor derive_from"),
-    ({"units": UnitsRecipe(region_map={"(": "M1"})}, "region_map has '('"), ({"signals": {"a/b": SignalRecipe(path=["x"])}}, "'a/b' is no name"),
-])
+@pytest.mark.parametrize(
+    "change, line",
+    [
+        ({"repairs": ["polish"]}, "repairs names 'polish'; choose from"),
+        ({"eval_phases": ["grasp"]}, "eval_phases names 'grasp'"),
+        ({"name": ""}, "name is ''"),
+        ({"loss_weights": {"rech": 5.0}}, "loss_weights names 'rech'"),
+        ({"outliers": [OutlierRecipe("hand")]}, "outliers.signal names 'hand'"),
+        ({"signals": {"a": SignalRecipe(derive_from="b"), "b": SignalRecipe(derive_from="a")}}, "derives from itself"),
+        ({"signals": {"a": SignalRecipe()}}, "neither path nor derive_from"),
+        ({"units": UnitsRecipe(region_map={"(": "M1"})}, "region_map has '('"),
+        ({"signals": {"a/b": SignalRecipe(path=["x"])}}, "'a/b' is no name"),
+    ],
+)
 def test_recipes_no_file_could_serve(nwb, recipe, change, line):
     with pytest.raises(RecipeError) as refusal:
         read_session(nwb(), replace(recipe, **change))

@@ -18,8 +18,9 @@ from data_prep.store import list_sessions, load_session
 
 @pytest.fixture
 def config(tmp_path, recipe) -> PrepareConfig:
-    return PrepareConfig(recipe=replace(recipe, session="file"), source=str(tmp_path / "in"),
-                         output=str(tmp_path / "out"), workers=0)
+    return PrepareConfig(
+        recipe=replace(recipe, session="file"), source=str(tmp_path / "in"), output=str(tmp_path / "out"), workers=0
+    )
 
 
 def statuses(report) -> dict[str, str]:
@@ -34,8 +35,13 @@ def test_bad_files_are_refused_and_the_others_go_on(nwb, config, tmp_path, worke
     (tmp_path / "in/cut.nwb").write_bytes(good.read_bytes()[:50000])
     heard = []
     report = prepare(replace(config, workers=workers), on_row=heard.append)
-    assert statuses(report) == {"good.nwb": "read", "deeper/good2.nwb": "read", "empty.nwb": "refused",
-                                "text.nwb": "refused", "cut.nwb": "refused"}
+    assert statuses(report) == {
+        "good.nwb": "read",
+        "deeper/good2.nwb": "read",
+        "empty.nwb": "refused",
+        "text.nwb": "refused",
+        "cut.nwb": "refused",
+    }
     assert sorted(heard, key=lambda row: row.file) == list(report.rows) and report.exit_code == 1
     assert [path.name for path in list_sessions(tmp_path / "out")] == ["small__Ada_good.h5", "small__Ada_good2.h5"]
     lines = report.lines()
@@ -103,14 +109,23 @@ def test_a_worker_that_dies_is_one_refused_row(nwb, config, tmp_path):
         "def die(path, *rest):\n"
         "    os.kill(os.getpid(), 9) if path.name == 'b.nwb' else None\n"
         "    return read(path, *rest)\n"
-        "read, stage._read = stage._read, die\n")
+        "read, stage._read = stage._read, die\n"
+    )
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(replace(config, workers=2)))
-    program = ("import pathlib, pickle, sys, data_prep.prepare as stage\n"
-               "stage.__name__ = 'deadly'\n"  # the module that worker processes start from
-               "config = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
-               "print(*stage.prepare(config).lines(), sep='\\n')\n")
-    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "config.pickle")], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.getcwd()}"}, timeout=60, check=True)
+    program = (
+        "import pathlib, pickle, sys, data_prep.prepare as stage\n"
+        "stage.__name__ = 'deadly'\n"  # the module that worker processes start from
+        "config = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        "print(*stage.prepare(config).lines(), sep='\\n')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "config.pickle")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.getcwd()}"},
+        timeout=60,
+        check=True,
+    )
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["read", "refused", "read", "3"], done.stdout + done.stderr
     assert "b.nwb: the process that read it died (signal 9); try fewer workers" in lines[1]
@@ -138,14 +153,21 @@ def test_a_full_disk_leaves_nothing_half_written(nwb, config, tmp_path):
     nwb("in/a.nwb")
     nwb("in/b.nwb", trials=40, spikes=[[1.0, 99.0]], time=[k / 2 for k in range(200)])
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
-    program = ("import pathlib, pickle, resource, sys, data_prep.prepare as stage\n"
-               "config = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
-               "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
-               "report = stage.prepare(config)\n"
-               "print(*report.lines(), sep='\\n')\n"
-               "sys.exit(report.exit_code)\n")
-    done = subprocess.run([sys.executable, "-W", "error", "-c", program, str(tmp_path / "config.pickle")],
-                          capture_output=True, text=True, timeout=60, check=False)
+    program = (
+        "import pathlib, pickle, resource, sys, data_prep.prepare as stage\n"
+        "config = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))\n"
+        "report = stage.prepare(config)\n"
+        "print(*report.lines(), sep='\\n')\n"
+        "sys.exit(report.exit_code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, str(tmp_path / "config.pickle")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     lines = done.stdout.splitlines()
     assert done.returncode == 1 and done.stderr == "", done.stderr
     assert [line.split()[0] for line in lines] == ["refused", "read", "2"]

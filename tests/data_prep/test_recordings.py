@@ -12,8 +12,12 @@ from data_prep.session import Session
 from data_prep.synthetic import SyntheticConfig, write_sessions
 from launch.config import load
 
-QUICK = ("limblab_wf/sub-Spike_ses-WF-20120820.nwb", "myow_perich/sub-Chewie_ses-CO-20131003.nwb",
-         "nstat_hc/sub-nSTAT1_ses-PlaceCell1.nwb", "original/sub-anm369963_ses-20170228.nwb")
+QUICK = (
+    "limblab_wf/sub-Spike_ses-WF-20120820.nwb",
+    "myow_perich/sub-Chewie_ses-CO-20131003.nwb",
+    "nstat_hc/sub-nSTAT1_ses-PlaceCell1.nwb",
+    "original/sub-anm369963_ses-20170228.nwb",
+)
 
 
 def recipe_of(repository: Path, name: str) -> Recipe:
@@ -52,8 +56,11 @@ def test_counts_of_every_file(repository, real_data):
 def test_velocity_derived_here_is_the_velocity_stored(repository, real_data):
     """limblab_wf stores central differences of the position as velocity, so ours of the same must agree."""
     path = real_data / QUICK[0]
-    recipe = load(Recipe, str(repository / "configs/dandisets/limblab_wf.yaml"),
-                  ["signals.cursor_vel.path=[]", "signals.cursor_vel.derive_from=cursor_pos"])
+    recipe = load(
+        Recipe,
+        str(repository / "configs/dandisets/limblab_wf.yaml"),
+        ["signals.cursor_vel.path=[]", "signals.cursor_vel.derive_from=cursor_pos"],
+    )
     derived = read_session(path, recipe).signals["cursor_vel"]
     stored = read_session(path, recipe_of(repository, "limblab_wf")).signals["cursor_vel"]
     assert derived.derived_from == "cursor_pos"

@@ -13,12 +13,18 @@ from data_prep.repairs import PAUSE_S, REPAIRS, clock_reset, drop_overlapping_tr
 def recording(spikes: list, series: np.ndarray, starts, stops, observed=()) -> Recording:
     starts, stops = np.asarray(starts, float), np.asarray(stops, float)
     return Recording(
-        name="x.nwb", subject="", session_id="", identifier="",
-        unit_columns={"id": np.array([str(k) for k in range(len(spikes))])}, region=("M1",) * len(spikes),
+        name="x.nwb",
+        subject="",
+        session_id="",
+        identifier="",
+        unit_columns={"id": np.array([str(k) for k in range(len(spikes))])},
+        region=("M1",) * len(spikes),
         spike_time=np.concatenate([np.asarray(s, float) for s in spikes]),
-        spike_count=np.array([len(s) for s in spikes]), observed=tuple(np.asarray(o, float).reshape(-1, 2) for o in observed),
+        spike_count=np.array([len(s) for s in spikes]),
+        observed=tuple(np.asarray(o, float).reshape(-1, 2) for o in observed),
         series={"v": Series("v", np.asarray(series, float), np.asarray(series, float)[:, None], "cm/s")},
-        tables={"trials": {"start_time": starts, "stop_time": stops, "go_time": starts + 0.5, "rt": stops - starts}})
+        tables={"trials": {"start_time": starts, "stop_time": stops, "go_time": starts + 0.5, "rt": stops - starts}},
+    )
 
 
 SOUND = recording([[1.0, 5.0], [2.0, 3.0]], [0, 1, 2, 3, 4, 5], [0, 3], [2, 5])
@@ -50,8 +56,13 @@ def test_a_clock_reset_is_undone():
     def reset(time: np.ndarray) -> np.ndarray:
         return np.where(time >= 10, time - 10 + 0.25, time)
 
-    spoiled = recording([*(reset(s) for s in true_spikes), [3.0, 4.0], []], reset(true_series), reset(true_starts),
-                        reset(true_starts + 4), observed=[[[0, 10], [0.25, 10.25]]] * 2 + [[[0, 10]], []])
+    spoiled = recording(
+        [*(reset(s) for s in true_spikes), [3.0, 4.0], []],
+        reset(true_series),
+        reset(true_starts),
+        reset(true_starts + 4),
+        observed=[[[0, 10], [0.25, 10.25]]] * 2 + [[[0, 10]], []],
+    )
     mended = clock_reset(spoiled)
     end, begin = 9.5, 10.0  # last and first time that anything was seen before and after the reset
 
@@ -63,7 +74,9 @@ def test_a_clock_reset_is_undone():
     assert mended.unit_columns["id"].tolist() == ["0", "1", "3"] and len(mended.region) == 3
     assert np.allclose(mended.series["v"].time, moved(true_series))
     trials = mended.tables["trials"]
-    assert np.allclose(trials["start_time"], moved(true_starts)) and np.allclose(trials["go_time"], moved(true_starts) + 0.5)
+    assert np.allclose(trials["start_time"], moved(true_starts)) and np.allclose(
+        trials["go_time"], moved(true_starts) + 0.5
+    )
     assert np.allclose(trials["rt"], 4)  # not a time, so not moved
     shift = end + PAUSE_S - 0.25  # what the told times of block 2 are moved by
     assert np.allclose(mended.observed[0], [[0, 10], [0.25 + shift, 10.25 + shift]]) and len(mended.observed) == 3

@@ -82,8 +82,12 @@ def test_missing_values_stay_missing_when_resampled():
 @given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(0, 6))
 def test_growing_a_mask_equals_the_plain_loop(bits, width):
     mask = np.array(bits)
-    plain = np.array([any(bits[j] for j in range(max(i - width // 2, 0), min(i + width - width // 2 + 1, len(bits))))
-                      for i in range(len(bits))])
+    plain = np.array(
+        [
+            any(bits[j] for j in range(max(i - width // 2, 0), min(i + width - width // 2 + 1, len(bits))))
+            for i in range(len(bits))
+        ]
+    )
     assert np.array_equal(grown(mask, width), plain)
 
 
@@ -113,14 +117,23 @@ def test_missing_samples_are_no_outliers():
 def test_rest_is_long_stillness_only():
     time = np.arange(0, 60, 0.1)
     speed = np.where(((time > 10) & (time < 30)) | ((time > 40) & (time < 45)), 0.1, 5.0)[:, None]
-    (start, stop), = at_rest(time, speed, 1.5, 1.0, 10.0)
+    ((start, stop),) = at_rest(time, speed, 1.5, 1.0, 10.0)
     assert 9.9 < start < 10.2 and 29.9 < stop < 30.1
 
 
-@pytest.mark.parametrize("stated, wanted, truth", [
-    ("mm/s", "cm/s", 0.1), ("m/s", "cm/s", 100), ("meters", "cm", 100), ("cm/s^2", "m/s**2", 0.01),
-    ("Millimeters per second", "cm/s", 0.1), ("degrees", "rad", np.pi / 180), ("pixels", "pixels", 1), ("cm", "cm", 1),
-])
+@pytest.mark.parametrize(
+    "stated, wanted, truth",
+    [
+        ("mm/s", "cm/s", 0.1),
+        ("m/s", "cm/s", 100),
+        ("meters", "cm", 100),
+        ("cm/s^2", "m/s**2", 0.01),
+        ("Millimeters per second", "cm/s", 0.1),
+        ("degrees", "rad", np.pi / 180),
+        ("pixels", "pixels", 1),
+        ("cm", "cm", 1),
+    ],
+)
 def test_units_of_measure(stated, wanted, truth):
     assert np.isclose(factor("here", stated, wanted), truth)
 
@@ -132,4 +145,6 @@ def test_units_of_measure_without_a_rule_are_refused(stated, wanted):
 
 
 def test_unit_of_a_rate_of_change():
-    assert per_second("cm") == "cm/s" and per_second("mm/s") == "mm/s^2" and factor("here", per_second("m"), "cm/s") == 100
+    assert (
+        per_second("cm") == "cm/s" and per_second("mm/s") == "mm/s^2" and factor("here", per_second("m"), "cm/s") == 100
+    )

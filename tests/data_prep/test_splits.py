@@ -31,7 +31,9 @@ def distance(one: Intervals, other: Intervals) -> float:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(stretch, min_size=1, max_size=6), st.floats(0, 2), st.integers(4, 20), st.booleans(), st.integers(0, 99))
+@given(
+    st.lists(stretch, min_size=1, max_size=6), st.floats(0, 2), st.integers(4, 20), st.booleans(), st.integers(0, 99)
+)
 def test_no_window_of_one_split_sees_another(parts, guard, count, by_trial, seed):
     domain = rounded(laid_out(parts), 0.5)
     recipe = SplitsRecipe(by="trial" if by_trial else "blocks", blocks=count, guard_s=guard, seed=seed)
@@ -96,8 +98,16 @@ def test_only_valid_trials_are_drawn_and_the_others_train():
 def test_a_column_names_the_splits_and_the_unnamed_one_is_drawn_from_train():
     domain = Intervals.of([(0, 400)])
     column = np.array(["train"] * 30 + ["val"] * 10)
-    recipe = SplitsRecipe(by="column", column="split", values={"train": ["train"], "test": ["val"]}, train=0.8,
-                          valid=0.2, test=0.0, rest="drop", guard_s=0)
+    recipe = SplitsRecipe(
+        by="column",
+        column="split",
+        values={"train": ["train"], "test": ["val"]},
+        train=0.8,
+        valid=0.2,
+        test=0.0,
+        rest="drop",
+        guard_s=0,
+    )
     splits = split_domain("here", recipe, domain, some_trials(40, 3.0, 7.0, {"split": column}), 1.0)
     assert [round(splits[name].seconds / 3) for name in ("train", "valid", "test")] == [24, 6, 10]
     assert splits["test"].start.min() == 300

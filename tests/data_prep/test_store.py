@@ -18,8 +18,13 @@ from data_prep.store import describe, list_sessions, load_session, save_session,
 @pytest.fixture
 def session(nwb, recipe) -> Session:
     made = read_session(nwb(), recipe)
-    return replace(made, trial_columns={**made.trial_columns, "a/b": np.array(["é"] * 48)}, eval_phases=("reach",),
-                   loss_weights={"hold": 0.1}, target_scale={"cursor_vel": 20.0})
+    return replace(
+        made,
+        trial_columns={**made.trial_columns, "a/b": np.array(["é"] * 48)},
+        eval_phases=("reach",),
+        loss_weights={"hold": 0.1},
+        target_scale={"cursor_vel": 20.0},
+    )
 
 
 def assert_equal(one, other) -> None:
@@ -122,10 +127,26 @@ def spoiled(session: Session, what: str) -> Session:
     }[what]()
 
 
-@pytest.mark.parametrize("what", [
-    "sorted", "not finite", "name unit 9", "names a unit twice", "repeated", "back in time", "none of its",
-    "marked valid", "values of shape", "domain is empty", "train reaches beyond", "train and test overlap",
-    "of training time", "splits are", "trial column x"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "sorted",
+        "not finite",
+        "name unit 9",
+        "names a unit twice",
+        "repeated",
+        "back in time",
+        "none of its",
+        "marked valid",
+        "values of shape",
+        "domain is empty",
+        "train reaches beyond",
+        "train and test overlap",
+        "of training time",
+        "splits are",
+        "trial column x",
+    ],
+)
 def test_checks_name_what_is_wrong(session, what):
     check_session(session)
     with pytest.raises(SessionError, match=what):

@@ -8,20 +8,33 @@ from data_prep.recipe import Condition, Moment, PhaseRecipe, TrialsRecipe
 from data_prep.trials import find_phase, find_trials, passes
 
 TABLE = {
-    "start_time": np.array([0.0, 10.0, 20.0, 30.0]), "stop_time": np.array([4.0, 14.0, 24.0, 34.0]),
-    "target_on_time": np.array([1.0, np.nan, 21.0, 31.0]), "go_cue_time": np.array([2.0, 12.0, np.nan, 32.0]),
-    "result": np.array(["R", "F", "R", "R"]), "success": np.array([True, False, True, True]),
-    "id": np.array([1, 2, 3, 4]), "tags": np.array(["task,early", "task", "rest", ""]), "rt": np.array([300.0, 1, 2, 3]),
+    "start_time": np.array([0.0, 10.0, 20.0, 30.0]),
+    "stop_time": np.array([4.0, 14.0, 24.0, 34.0]),
+    "target_on_time": np.array([1.0, np.nan, 21.0, 31.0]),
+    "go_cue_time": np.array([2.0, 12.0, np.nan, 32.0]),
+    "result": np.array(["R", "F", "R", "R"]),
+    "success": np.array([True, False, True, True]),
+    "id": np.array([1, 2, 3, 4]),
+    "tags": np.array(["task,early", "task", "rest", ""]),
+    "rt": np.array([300.0, 1, 2, 3]),
 }
 
 
-@pytest.mark.parametrize("condition, truth", [
-    (Condition("result", one_of=["R"]), [1, 0, 1, 1]), (Condition("result", none_of=["R"]), [0, 1, 0, 0]),
-    (Condition("success", one_of=["True"]), [1, 0, 1, 1]), (Condition("success", one_of=["0"]), [0, 1, 0, 0]),
-    (Condition("id", one_of=["2", "3.0", "word"]), [0, 1, 1, 0]), (Condition("tags", one_of=["task"]), [1, 1, 0, 0]),
-    (Condition("tags", not_null=True), [1, 1, 1, 0]), (Condition("go_cue_time", not_null=True), [1, 1, 0, 1]),
-    (Condition("go_cue_time", min=3), [0, 1, 0, 1]), (Condition("go_cue_time", max=12), [1, 1, 0, 0]),
-])
+@pytest.mark.parametrize(
+    "condition, truth",
+    [
+        (Condition("result", one_of=["R"]), [1, 0, 1, 1]),
+        (Condition("result", none_of=["R"]), [0, 1, 0, 0]),
+        (Condition("success", one_of=["True"]), [1, 0, 1, 1]),
+        (Condition("success", one_of=["0"]), [0, 1, 0, 0]),
+        (Condition("id", one_of=["2", "3.0", "word"]), [0, 1, 1, 0]),
+        (Condition("tags", one_of=["task"]), [1, 1, 0, 0]),
+        (Condition("tags", not_null=True), [1, 1, 1, 0]),
+        (Condition("go_cue_time", not_null=True), [1, 1, 0, 1]),
+        (Condition("go_cue_time", min=3), [0, 1, 0, 1]),
+        (Condition("go_cue_time", max=12), [1, 1, 0, 0]),
+    ],
+)
 def test_conditions(condition, truth):
     assert passes("here", TABLE, [condition]).tolist() == [bool(bit) for bit in truth]
 
@@ -37,8 +50,12 @@ def test_text_has_no_size():
 
 
 def test_trials_cut_anew_run_from_target_to_next_target():
-    recipe = TrialsRecipe(start=Moment("target_on_time"), stop=Moment("target_on_time", next=True), last_trial_s=1.0,
-                          valid=[Condition("result", one_of=["R"]), Condition("duration", max=15)])
+    recipe = TrialsRecipe(
+        start=Moment("target_on_time"),
+        stop=Moment("target_on_time", next=True),
+        last_trial_s=1.0,
+        valid=[Condition("result", one_of=["R"]), Condition("duration", max=15)],
+    )
     trials = find_trials("here", recipe, TABLE)
     assert list(zip(trials.start, trials.stop)) == [(1, 21), (21, 31), (31, 35)]  # the one without a target is none
     assert trials.valid.tolist() == [False, True, True] and trials.left_out == 1
@@ -48,8 +65,14 @@ def test_trials_cut_anew_run_from_target_to_next_target():
 
 def test_phases_belong_to_the_trials_they_name():
     trials = find_trials("here", TrialsRecipe(valid=[Condition("result", one_of=["R"])]), TABLE)
-    reach = {which: list(find_phase("here", PhaseRecipe(Moment("go_cue_time"), Moment("stop_time", offset_s=0.5), which),
-                                    trials, 1.0)) for which in ("valid", "invalid", "all")}
+    reach = {
+        which: list(
+            find_phase(
+                "here", PhaseRecipe(Moment("go_cue_time"), Moment("stop_time", offset_s=0.5), which), trials, 1.0
+            )
+        )
+        for which in ("valid", "invalid", "all")
+    }
     assert reach["valid"] == [(2, 4.5), (32, 34.5)] and reach["invalid"] == [(12, 14.5)]
     assert reach["all"] == sorted(reach["valid"] + reach["invalid"])
 

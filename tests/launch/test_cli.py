@@ -49,9 +49,11 @@ def toy(monkeypatch):
 
 
 def test_help_lists_every_verb_and_loads_no_floor():
-    code = ("import sys, launch.cli; status = launch.cli.main(['--help']);"
-            "heavy = {'torch', 'pynwb', 'h5py', 'lightning', 'numpy', 'pyarrow', 'webdataset'} & set(sys.modules);"
-            "sys.exit(status or (sorted(heavy) and str(heavy)) or 0)")
+    code = (
+        "import sys, launch.cli; status = launch.cli.main(['--help']);"
+        "heavy = {'torch', 'pynwb', 'h5py', 'lightning', 'numpy', 'pyarrow', 'webdataset'} & set(sys.modules);"
+        "sys.exit(status or (sorted(heavy) and str(heavy)) or 0)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for name, verb in VERBS.items():
@@ -66,9 +68,14 @@ def test_python_m_launch_is_the_same_program():
 def test_help_of_a_verb_tells_meaning_type_and_default(toy, capsys):
     assert cli.main(["toy", "--help"]) == 0
     out = capsys.readouterr().out
-    for line in ("  output  (str) = must be given\n      folder to write", "  steps  (int) = 10",
-                 "      optimizer steps, on two lines", "  fast  (bool) = false", "  net  (section, name: net)",
-                 "  net.depth  (int) = 6\n      blocks of the stack"):
+    for line in (
+        "  output  (str) = must be given\n      folder to write",
+        "  steps  (int) = 10",
+        "      optimizer steps, on two lines",
+        "  fast  (bool) = false",
+        "  net  (section, name: net)",
+        "  net.depth  (int) = 6\n      blocks of the stack",
+    ):
         assert line in out
 
 
@@ -76,9 +83,12 @@ def test_help_of_a_verb_tells_meaning_type_and_default(toy, capsys):
 def test_every_verb_has_a_help_text_with_every_setting_explained(verb, capsys):
     assert cli.main([verb, "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    settings = lines[lines.index("settings:") + 1:]
-    bare = [line for line, below in zip(settings, settings[1:] + [""])
-            if line.startswith("  ") and line[2] != " " and not below.startswith("      ") and ".name " not in line]
+    settings = lines[lines.index("settings:") + 1 :]
+    bare = [
+        line
+        for line, below in zip(settings, settings[1:] + [""])
+        if line.startswith("  ") and line[2] != " " and not below.startswith("      ") and ".name " not in line
+    ]
     assert not bare, f"write a string under these fields: {bare}"
 
 
@@ -92,35 +102,51 @@ def test_dry_run_prints_the_resolved_config_and_does_nothing(toy, capsys):
     _, calls = toy
     assert cli.main(["toy", "output=o", "--dry-run"]) == 0
     assert capsys.readouterr().out == (
-        "output: o\nsteps: 10\nfast: false\nnet:\n  name: net\n  depth: 6\n# would toy\n")
+        "output: o\nsteps: 10\nfast: false\nnet:\n  name: net\n  depth: 6\n# would toy\n"
+    )
     assert calls == []
 
 
-@pytest.mark.parametrize("argv, line", [
-    (["pretian"], "spikeloom pretian: no such command; did you mean pretrain?"),
-    (["toy", "output=o", "stepz=3"], "stepz: no such key; did you mean steps?"),
-    (["toy", "output=o", "steps=x"], "steps: 'x' is not a whole number; give a whole number"),
-    (["toy", "steps=1"], "output: it is not set; give output=..., text"),
-    (["toy"], "spikeloom toy: x is missing; see spikeloom toy --help"),
-    (["toy", "--dryrun"], "--dryrun: no such option; did you mean --dry-run?"),
-    (["toy", "--steps=3"], "--steps=3: no such option; write settings as key=value, without dashes"),
-    (["toy", "a.yaml", "b.yaml"], "spikeloom toy: two files: a.yaml and b.yaml; give one, then key=value"),
-    (["toy", "absent.yaml"], "absent.yaml: no such file; check the path"),
-])
+@pytest.mark.parametrize(
+    "argv, line",
+    [
+        (["pretian"], "spikeloom pretian: no such command; did you mean pretrain?"),
+        (["toy", "output=o", "stepz=3"], "stepz: no such key; did you mean steps?"),
+        (["toy", "output=o", "steps=x"], "steps: 'x' is not a whole number; give a whole number"),
+        (["toy", "steps=1"], "output: it is not set; give output=..., text"),
+        (["toy"], "spikeloom toy: x is missing; see spikeloom toy --help"),
+        (["toy", "--dryrun"], "--dryrun: no such option; did you mean --dry-run?"),
+        (["toy", "--steps=3"], "--steps=3: no such option; write settings as key=value, without dashes"),
+        (["toy", "a.yaml", "b.yaml"], "spikeloom toy: two files: a.yaml and b.yaml; give one, then key=value"),
+        (["toy", "absent.yaml"], "absent.yaml: no such file; check the path"),
+    ],
+)
 def test_a_wrong_command_is_one_line_and_exit_code_2(toy, capsys, argv, line):
     assert cli.main(argv) == 2
     assert capsys.readouterr().err == f"spikeloom: {line}\n"
 
 
-@pytest.mark.parametrize("error, code, line", [
-    (SessionError("a.nwb", "it is\n cut short", "fetch it again"), 1, "a.nwb: it is cut short; fetch it again"),
-    (OSError(errno.ENOSPC, "No space left on device", "x.tar"), 1,
-     "x.tar: the disk is full or the file too large for it; free some space and run the command again"),
-    (OSError("Can't write data (errno = 28, error message = 'No space left on device')"), 1,
-     "output: the disk is full or the file too large for it; free some space and run the command again"),
-    (PermissionError(errno.EACCES, "Permission denied", "/x"), 1,
-     "/x: it may not be written or read (Permission denied); give a path of your own"),
-])
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (SessionError("a.nwb", "it is\n cut short", "fetch it again"), 1, "a.nwb: it is cut short; fetch it again"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x.tar"),
+            1,
+            "x.tar: the disk is full or the file too large for it; free some space and run the command again",
+        ),
+        (
+            OSError("Can't write data (errno = 28, error message = 'No space left on device')"),
+            1,
+            "output: the disk is full or the file too large for it; free some space and run the command again",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/x"),
+            1,
+            "/x: it may not be written or read (Permission denied); give a path of your own",
+        ),
+    ],
+)
 def test_a_fault_of_the_data_or_the_disk_is_one_line_and_exit_code_1(toy, capsys, error, code, line):
     script, _ = toy
     script.append(error)

@@ -105,8 +105,18 @@ def test_a_file_then_settings(written):
     text = "steps: 7\nsessions: [a, b]\nweights: {reach: 5}\nmodel: {depth: 9}\ngrid: [[1], [2, 3]]\n"
     path = written("run.yaml", text)
     got = load(Run, path, ["lr=3e-4", "fast=yes", "note=10 Hz", "weights.hold=0.5", "shade=LIGHT", "scale=2"])
-    assert got == Run(steps=7, sessions=("a", "b"), weights={"reach": 5.0, "hold": 0.5}, model=Small(depth=9), lr=3e-4,
-                      fast=True, note="10 Hz", shade=Shade.LIGHT, scale=2.0, grid=[[1], [2, 3]])
+    assert got == Run(
+        steps=7,
+        sessions=("a", "b"),
+        weights={"reach": 5.0, "hold": 0.5},
+        model=Small(depth=9),
+        lr=3e-4,
+        fast=True,
+        note="10 Hz",
+        shade=Shade.LIGHT,
+        scale=2.0,
+        grid=[[1], [2, 3]],
+    )
 
 
 def test_a_mapping_keeps_what_it_does_not_say_and_a_path_swaps_the_whole_section(written):
@@ -163,8 +173,14 @@ def test_a_setting_that_is_text_or_a_list_takes_either(written):
 
 
 def test_a_list_of_texts_may_be_typed_bare_and_begin_with_a_star():
-    for text, wanted in (("*0822", ("*0822",)), ("[*0822, b*]", ("*0822", "b*")), ("a,b", ("a", "b")), ("[1]", ("1",)),
-                         ("['a,b', c]", ("a,b", "c")), ("[]", ())):
+    for text, wanted in (
+        ("*0822", ("*0822",)),
+        ("[*0822, b*]", ("*0822", "b*")),
+        ("a,b", ("a", "b")),
+        ("[1]", ("1",)),
+        ("['a,b', c]", ("a,b", "c")),
+        ("[]", ()),
+    ):
         assert load(Run, None, [f"sessions={text}"]).sessions == wanted
 
 
@@ -174,27 +190,33 @@ def test_text_stays_as_it_was_typed():
     assert load(Run, None, ["note=null"]).note is None
 
 
-@pytest.mark.parametrize("settings, line", [
-    (["stesp=3"], "stesp: no such key; did you mean steps?"),
-    (["depth=3"], "depth: no such key; did you mean model.depth?"),
-    (["model.dept=3"], "model.dept: no such key; did you mean depth?"),
-    (["steps=many"], "steps: 'many' is not a whole number; give a whole number"),
-    (["steps=2.5"], "steps: 2.5 is not a whole number; give a whole number"),
-    (["steps=true"], "steps: True is not a whole number; give a whole number"),
-    (["steps=null"], "steps: None is not a whole number; give a whole number"),
-    (["lr=[1]"], "lr: [1] is not a number; give a number"),
-    (["fast=perhaps"], "fast: 'perhaps' is not true or false; give true or false"),
-    (["sessions={a: 1}"], "sessions: {'a': 1} is not a list, each text; give a list, each text"),
-    (["weights.hold=x"], "weights.hold: 'x' is not a number; give a number"),
-    (["augment.mode=round"], "augment.mode: 'round' is not 'beta' or 'flat'; give 'beta' or 'flat'"),
-    (["model.name=smal"], "model.name: there is no 'smal'; did you mean small?"),
-    (["model=3"], "model: 3 is not a section; give a mapping or the path of a YAML file"),
-    (["steps.x=3"], "steps.x: steps has no keys of its own; give a whole number"),
-    (["steps"], "steps: not a setting; write key=value, for example batch=32"),
-    (["=3"], "=3: not a setting; write key=value, for example batch=32"),
-    (["steps=[1,"], "steps: '[1,' cannot be read; give a whole number"),
-    (["note=${oc.env:HOME}"], "note: '${oc.env:HOME}' holds ${...}; write the value itself: nothing is interpolated"),
-])
+@pytest.mark.parametrize(
+    "settings, line",
+    [
+        (["stesp=3"], "stesp: no such key; did you mean steps?"),
+        (["depth=3"], "depth: no such key; did you mean model.depth?"),
+        (["model.dept=3"], "model.dept: no such key; did you mean depth?"),
+        (["steps=many"], "steps: 'many' is not a whole number; give a whole number"),
+        (["steps=2.5"], "steps: 2.5 is not a whole number; give a whole number"),
+        (["steps=true"], "steps: True is not a whole number; give a whole number"),
+        (["steps=null"], "steps: None is not a whole number; give a whole number"),
+        (["lr=[1]"], "lr: [1] is not a number; give a number"),
+        (["fast=perhaps"], "fast: 'perhaps' is not true or false; give true or false"),
+        (["sessions={a: 1}"], "sessions: {'a': 1} is not a list, each text; give a list, each text"),
+        (["weights.hold=x"], "weights.hold: 'x' is not a number; give a number"),
+        (["augment.mode=round"], "augment.mode: 'round' is not 'beta' or 'flat'; give 'beta' or 'flat'"),
+        (["model.name=smal"], "model.name: there is no 'smal'; did you mean small?"),
+        (["model=3"], "model: 3 is not a section; give a mapping or the path of a YAML file"),
+        (["steps.x=3"], "steps.x: steps has no keys of its own; give a whole number"),
+        (["steps"], "steps: not a setting; write key=value, for example batch=32"),
+        (["=3"], "=3: not a setting; write key=value, for example batch=32"),
+        (["steps=[1,"], "steps: '[1,' cannot be read; give a whole number"),
+        (
+            ["note=${oc.env:HOME}"],
+            "note: '${oc.env:HOME}' holds ${...}; write the value itself: nothing is interpolated",
+        ),
+    ],
+)
 def test_what_is_wrong_is_one_line(settings, line):
     assert refused(Run, None, settings) == line
 
@@ -214,23 +236,27 @@ def test_what_must_be_given_is_asked_for():
 def test_a_missing_file_suggests_its_neighbour(written):
     written("model/poyo_tiny.yaml", "")
     assert refused(Run, "configs/model/poyo_tyni.yaml", []) == (
-        "configs/model/poyo_tyni.yaml: no such file; did you mean configs/model/poyo_tiny.yaml?")
+        "configs/model/poyo_tyni.yaml: no such file; did you mean configs/model/poyo_tiny.yaml?"
+    )
     assert "not the path of a YAML file" in refused(Run, "configs/model", [])
 
 
-@pytest.mark.parametrize("text", [
-    "output: !!python/object/apply:os.system ['touch HACKED']",
-    "output: !!python/name:os.system",
-    "output: !!python/object/apply:pathlib.Path ['x']",
-    "output: !!binary aGVsbG8=",
-    "output: ${oc.env:HOME}",
-    "output: ${",
-    "steps: [1",
-    "- 1",
-    "steps: 1\nsteps: 2",
-    "1: 2",
-    "output: 12",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "output: !!python/object/apply:os.system ['touch HACKED']",
+        "output: !!python/name:os.system",
+        "output: !!python/object/apply:pathlib.Path ['x']",
+        "output: !!binary aGVsbG8=",
+        "output: ${oc.env:HOME}",
+        "output: ${",
+        "steps: [1",
+        "- 1",
+        "steps: 1\nsteps: 2",
+        "1: 2",
+        "output: 12",
+    ],
+)
 def test_a_file_that_builds_objects_or_is_no_mapping_is_refused(written, tmp_path, text):
     assert "run.yaml" in refused(Run, written("run.yaml", text), [])
     assert not (tmp_path / "HACKED").exists()
@@ -257,13 +283,26 @@ small = st.builds(Small, depth=st.integers(), rates=st.lists(number, max_size=3)
 models = small | st.builds(Large, width=st.integers())
 
 
-@given(st.builds(
-    Run, output=plain, steps=st.integers(), lr=number, fast=st.booleans(), note=st.none() | plain,
-    scale=plain | number, files=plain | st.lists(plain), shade=st.sampled_from(Shade),
-    sessions=st.lists(plain).map(tuple), weights=st.dictionaries(plain, number, max_size=3),
-    grid=st.lists(st.lists(st.integers(), max_size=3), max_size=3),
-    model=models, signals=st.dictionaries(plain, signal, max_size=2), extra=st.lists(signal, max_size=2),
-    augment=st.none() | st.builds(Augment, least=st.integers(), mode=st.sampled_from(["beta", "flat"]))))
+@given(
+    st.builds(
+        Run,
+        output=plain,
+        steps=st.integers(),
+        lr=number,
+        fast=st.booleans(),
+        note=st.none() | plain,
+        scale=plain | number,
+        files=plain | st.lists(plain),
+        shade=st.sampled_from(Shade),
+        sessions=st.lists(plain).map(tuple),
+        weights=st.dictionaries(plain, number, max_size=3),
+        grid=st.lists(st.lists(st.integers(), max_size=3), max_size=3),
+        model=models,
+        signals=st.dictionaries(plain, signal, max_size=2),
+        extra=st.lists(signal, max_size=2),
+        augment=st.none() | st.builds(Augment, least=st.integers(), mode=st.sampled_from(["beta", "flat"])),
+    )
+)
 def test_yaml_loads_back_to_an_equal_object(tmp_path_factory, config):
     path = tmp_path_factory.getbasetemp() / "back.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")

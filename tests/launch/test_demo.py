@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.errors import ConfigError, SessionError
-from launch.demo import ALONE, MODES, SYNTHETIC_RECIPE, DemoConfig, demo, hold_out
+from launch.demo import ALONE, MODES, SYNTHETIC_RECIPE, DemoConfig, _training, demo, hold_out
 
 PRETRAIN = """
 model: {name: poyo, width: 16, depth: 1, latents_per_step: 2, cross_heads: 1, self_heads: 1, head_width: 16}
@@ -104,3 +104,12 @@ def test_folder_without_nwb_files_is_refused(tmp_path, settings):
     (tmp_path / "nwb").mkdir()
     with pytest.raises((ConfigError, SessionError), match="nwb"):
         demo(DemoConfig(output=str(tmp_path / "out"), nwb=str(tmp_path / "nwb"), recipe=SYNTHETIC_RECIPE, **settings))
+
+
+def test_your_own_recordings_are_decoded_by_the_first_signal_of_their_recipe(tmp_path):
+    nwb = DemoConfig(nwb=str(tmp_path), recipe="dandisets/nstat_hc.yaml")
+    task = _training(nwb, tmp_path, ["a"], nwb.recipe, {"position": None, "velocity": None}).task
+    assert (task.signal, task.center) == ("position", True)
+    with pytest.raises(ConfigError, match="nstat_hc.yaml: names no signal to decode"):
+        _training(nwb, tmp_path, ["a"], nwb.recipe, {})
+    assert _training(DemoConfig(), tmp_path, ["a"], "", {}).task.signal == "cursor_vel"

@@ -23,8 +23,16 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("made")
     write_sessions(root / "nwb", SyntheticConfig(minutes=0.5, sessions=1))
     (root / "nwb" / "broken.nwb").write_bytes(b"not HDF5")
-    code = main(["prepare", RECIPE, f"source={root / 'nwb'}", f"output={root / 'sessions'}", "recipe.min_train_s=1",
-                 "workers=0"])
+    code = main(
+        [
+            "prepare",
+            RECIPE,
+            f"source={root / 'nwb'}",
+            f"output={root / 'sessions'}",
+            "recipe.min_train_s=1",
+            "workers=0",
+        ]
+    )
     assert main(["shard", f"sessions={root / 'sessions'}", f"output={root / 'shards'}"]) == 0
     return root, code
 
@@ -32,11 +40,13 @@ def made(tmp_path_factory):
 @pytest.fixture
 def shown(capsys):
     """shown(path, ...) runs `spikeloom show` and gives the exit code, stdout and stderr."""
+
     def run(*words):
         capsys.readouterr()
         code = main(["show", *map(str, words)])
         told = capsys.readouterr()
         return code, told.out, told.err
+
     return run
 
 
@@ -94,8 +104,12 @@ def test_a_shard_root_and_its_checksums(made, shown, tmp_path):
 def test_a_checkpoint(shown, tmp_path):
     statistics = TargetStatistics({"s/1": (np.zeros(2), np.ones(2))})
     config = {"model": {"name": "poyo"}, "task": {"name": "regression", "signal": "cursor_vel"}, "window_s": 1.0}
-    save_checkpoint(tmp_path / "c", Checkpoint({"model.x": torch.zeros(3, 4)}, config, Vocabulary(("s/1/u1", "s/1/u2")),
-                                               Vocabulary(("s/1",)), statistics))
+    save_checkpoint(
+        tmp_path / "c",
+        Checkpoint(
+            {"model.x": torch.zeros(3, 4)}, config, Vocabulary(("s/1/u1", "s/1/u2")), Vocabulary(("s/1",)), statistics
+        ),
+    )
     code, out, _ = shown(tmp_path / "c")
     assert code == 0
     lines = {line.split("  ")[1].strip(): line.split()[-1] for line in out.splitlines() if line.count("  ") > 1}
@@ -105,23 +119,39 @@ def test_a_checkpoint(shown, tmp_path):
 def test_a_run(shown, tmp_path):
     (tmp_path / "metrics.csv").write_text("step,train/loss,valid/r2\n0,,0.1\n10,0.5,\n20,0.25,0.625\n")
     score = {"r2": 0.75, "r2_per_dim": [0.7, 0.8], "samples": 9}
-    (tmp_path / "results.json").write_text(json.dumps({
-        "format": 1, "split": "test", "signal": "cursor_vel", "unit_of_measure": "cm/s", "mean": {"POYO": 0.75},
-        "sessions": {"s/1": {"models": {"POYO": score}}}}))
+    (tmp_path / "results.json").write_text(
+        json.dumps(
+            {
+                "format": 1,
+                "split": "test",
+                "signal": "cursor_vel",
+                "unit_of_measure": "cm/s",
+                "mean": {"POYO": 0.75},
+                "sessions": {"s/1": {"models": {"POYO": score}}},
+            }
+        )
+    )
     code, out, _ = shown(tmp_path)
     assert code == 0
-    for line in ("best validation R2  0.625", "last training loss   0.25", "R2 of cursor_vel on the test split",
-                 "s/1      0.75"):
+    for line in (
+        "best validation R2  0.625",
+        "last training loss   0.25",
+        "R2 of cursor_vel on the test split",
+        "s/1      0.75",
+    ):
         assert line in out
 
 
-@pytest.mark.parametrize("name, content, code, hint", [
-    ("x.nwb", b"", 1, "spikeloom prepare RECIPE"),
-    ("x.txt", b"", 1, "not a stored session"),
-    ("x.h5", b"", 1, "x.h5"),
-    ("absent", None, 2, "no such file or folder"),
-    ("empty/x.txt", b"", 1, "nothing of Spikeloom's"),
-])
+@pytest.mark.parametrize(
+    "name, content, code, hint",
+    [
+        ("x.nwb", b"", 1, "spikeloom prepare RECIPE"),
+        ("x.txt", b"", 1, "not a stored session"),
+        ("x.h5", b"", 1, "x.h5"),
+        ("absent", None, 2, "no such file or folder"),
+        ("empty/x.txt", b"", 1, "nothing of Spikeloom's"),
+    ],
+)
 def test_what_is_none_of_ours_is_one_line(shown, tmp_path, name, content, code, hint):
     path = tmp_path / name
     if content is not None:

@@ -17,8 +17,9 @@ from sharding.shard import ShardConfig, shard
 SIGNAL = "cursor_vel"
 
 
-def make_session(name: str, units: int = 12, seconds: float = 60.0, hz: float = 50.0, seed: int = 0,
-                 gain_hz: float = 8.0) -> Session:
+def make_session(
+    name: str, units: int = 12, seconds: float = 60.0, hz: float = 50.0, seed: int = 0, gain_hz: float = 8.0
+) -> Session:
     """Poisson units whose rate is linear in a smooth 2-D velocity; splits are blocks with 1 s between them."""
     random = np.random.default_rng(seed)
     time = np.arange(round(seconds * hz)) / hz
@@ -35,11 +36,18 @@ def make_session(name: str, units: int = 12, seconds: float = 60.0, hz: float = 
     edges = np.array([0, 0.6, 0.8, 1.0]) * seconds
     splits = {split: Intervals.of([(a, b - 1)]) for split, a, b in zip(("train", "valid", "test"), edges, edges[1:])}
     return Session(
-        id=f"tiny/{name}", dandiset="tiny", subject=name, paradigm="random", trials=Intervals.of([]), trial_columns={},
+        id=f"tiny/{name}",
+        dandiset="tiny",
+        subject=name,
+        paradigm="random",
+        trials=Intervals.of([]),
+        trial_columns={},
         units=Units(tuple(f"u{i}" for i in range(units)), ("unknown",) * units, ("",) * units),
         spikes=Spikes(spike[order], unit[order].astype(np.uint32)),
         signals={SIGNAL: Signal(SIGNAL, time, value, "cm/s", np.ones(len(time), bool))},
-        phases={}, domain=Intervals.of([(0, seconds)]), splits=splits,
+        phases={},
+        domain=Intervals.of([(0, seconds)]),
+        splits=splits,
     )
 
 
@@ -60,18 +68,35 @@ def shards(tmp_path_factory) -> Path:
 
 
 def tiny_model(**settings) -> PoyoConfig:
-    return PoyoConfig(**{
-        "width": 16, "depth": 1, "latents_per_step": 2, "cross_heads": 1, "self_heads": 1, "head_width": 16,
-        "attention_dropout": 0.1, "ff_dropout": 0.1, "residual_dropout": 0.1,
-    } | settings)
+    return PoyoConfig(
+        **{
+            "width": 16,
+            "depth": 1,
+            "latents_per_step": 2,
+            "cross_heads": 1,
+            "self_heads": 1,
+            "head_width": 16,
+            "attention_dropout": 0.1,
+            "ff_dropout": 0.1,
+            "residual_dropout": 0.1,
+        }
+        | settings
+    )
 
 
 def tiny_config(shards: Path, run: Path, steps: int = 8, **settings) -> PretrainConfig:
-    return PretrainConfig(**{
-        "shards": str(shards), "run": str(run), "sessions": ["tiny/[ab]"], "model": tiny_model(),
-        "optim": OptimConfig(name="adamw", lr=5e-3), "loader": LoaderConfig(batch_windows=4),
-        "trainer": TrainerConfig(steps=steps, val_every=4, save_every=3, log_every=2, device="cpu", threads=1),
-    } | settings)
+    return PretrainConfig(
+        **{
+            "shards": str(shards),
+            "run": str(run),
+            "sessions": ["tiny/[ab]"],
+            "model": tiny_model(),
+            "optim": OptimConfig(name="adamw", lr=5e-3),
+            "loader": LoaderConfig(batch_windows=4),
+            "trainer": TrainerConfig(steps=steps, val_every=4, save_every=3, log_every=2, device="cpu", threads=1),
+        }
+        | settings
+    )
 
 
 @pytest.fixture(scope="session")

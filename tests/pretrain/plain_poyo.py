@@ -25,7 +25,9 @@ def norm(x, module):
 
 def attention(x_q, x_kv, t_q, t_kv, mask_BS, w_q, w_k, w_v, out, heads, rotate_values):
     """Dense attention with a mask over padded keys, softmax written out."""
-    q, k, v = (linear(x, w).unflatten(-1, (heads, -1)).transpose(1, 2) for x, w in ((x_q, w_q), (x_kv, w_k), (x_kv, w_v)))
+    q, k, v = (
+        linear(x, w).unflatten(-1, (heads, -1)).transpose(1, 2) for x, w in ((x_q, w_q), (x_kv, w_k), (x_kv, w_v))
+    )
     q, k = turn(q, t_q), turn(k, t_kv)
     if rotate_values:
         v = turn(v, t_kv)
@@ -44,8 +46,19 @@ def feed_forward(x, ff):
 
 def cross(x_q, x_kv, t_q, t_kv, mask, module, rotate_values):
     inner = module.to_q.weight.shape[0]
-    return attention(norm(x_q, module.norm), norm(x_kv, module.norm_context), t_q, t_kv, mask, module.to_q.weight,
-                     module.to_kv.weight[:inner], module.to_kv.weight[inner:], module.to_out, module.heads, rotate_values)
+    return attention(
+        norm(x_q, module.norm),
+        norm(x_kv, module.norm_context),
+        t_q,
+        t_kv,
+        mask,
+        module.to_q.weight,
+        module.to_kv.weight[:inner],
+        module.to_kv.weight[inner:],
+        module.to_out,
+        module.heads,
+        rotate_values,
+    )
 
 
 def padded(packed, lengths):

@@ -39,6 +39,7 @@ def _edit(change):
         facts = json.loads((folder / FACTS).read_text())
         change(facts)
         (folder / FACTS).write_text(json.dumps(facts))
+
     return edit
 
 
@@ -53,22 +54,25 @@ def _flip(folder):
     (folder / WEIGHTS).write_bytes(data)
 
 
-@pytest.mark.parametrize("damage, found", [
-    (shutil.rmtree, "no such folder"),
-    (lambda folder: (folder / FACTS).unlink(), "no checkpoint.json"),
-    (lambda folder: (folder / WEIGHTS).unlink(), "cannot be read"),
-    (lambda folder: (folder / FACTS).write_text("{"), "not readable JSON"),
-    (lambda folder: (folder / FACTS).write_text("[]"), "format None, not 1"),
-    (_edit(lambda facts: facts.update(format=99)), "format 99, not 1"),
-    (_edit(lambda facts: facts.pop("units")), "lacks units"),
-    (_edit(lambda facts: facts["config"].pop("window_s")), "lacks config.window_s"),
-    (_edit(lambda facts: facts.update(config="x")), "lacks config.model, config.task"),
-    (_edit(lambda facts: facts.update(units=["x", "x"])), "a name occurs twice"),
-    (_edit(lambda facts: facts.update(statistics={"s": 1})), "cannot be understood"),
-    (_edit(lambda facts: facts.update(weights=3)), "cannot be understood"),
-    (_cut, "bytes that are not"),
-    (_flip, "bytes that are not"),
-])
+@pytest.mark.parametrize(
+    "damage, found",
+    [
+        (shutil.rmtree, "no such folder"),
+        (lambda folder: (folder / FACTS).unlink(), "no checkpoint.json"),
+        (lambda folder: (folder / WEIGHTS).unlink(), "cannot be read"),
+        (lambda folder: (folder / FACTS).write_text("{"), "not readable JSON"),
+        (lambda folder: (folder / FACTS).write_text("[]"), "format None, not 1"),
+        (_edit(lambda facts: facts.update(format=99)), "format 99, not 1"),
+        (_edit(lambda facts: facts.pop("units")), "lacks units"),
+        (_edit(lambda facts: facts["config"].pop("window_s")), "lacks config.window_s"),
+        (_edit(lambda facts: facts.update(config="x")), "lacks config.model, config.task"),
+        (_edit(lambda facts: facts.update(units=["x", "x"])), "a name occurs twice"),
+        (_edit(lambda facts: facts.update(statistics={"s": 1})), "cannot be understood"),
+        (_edit(lambda facts: facts.update(weights=3)), "cannot be understood"),
+        (_cut, "bytes that are not"),
+        (_flip, "bytes that are not"),
+    ],
+)
 def test_what_is_not_whole_is_told_in_one_line(folder, damage, found):
     damage(folder)
     with pytest.raises(CheckpointError, match=found) as error:
@@ -76,16 +80,19 @@ def test_what_is_not_whole_is_told_in_one_line(folder, damage, found):
     assert "\n" not in str(error.value) and str(folder) in str(error.value) and error.value.exit_code == 1
 
 
-@pytest.mark.parametrize("change, found", [
-    (lambda facts: facts["config"]["model"].update(width=24), "where the config says"),
-    (lambda facts: facts["config"]["model"].update(depth=2), "is not in the weights"),
-    (lambda facts: facts["config"]["model"].update(depth=0), "is unknown to the config"),
-    (lambda facts: facts["config"]["model"].update(width="wide"), "builds no model"),
-    (lambda facts: facts["config"]["model"].update(colour="red"), "unknown settings"),
-    (lambda facts: facts["config"]["model"].update(name="other"), "'other' is not known here"),
-    (lambda facts: facts["config"].update(dims=-1), "builds no model"),
-    (lambda facts: facts["units"].pop(), "where the config says"),
-])
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        (lambda facts: facts["config"]["model"].update(width=24), "where the config says"),
+        (lambda facts: facts["config"]["model"].update(depth=2), "is not in the weights"),
+        (lambda facts: facts["config"]["model"].update(depth=0), "is unknown to the config"),
+        (lambda facts: facts["config"]["model"].update(width="wide"), "builds no model"),
+        (lambda facts: facts["config"]["model"].update(colour="red"), "unknown settings"),
+        (lambda facts: facts["config"]["model"].update(name="other"), "'other' is not known here"),
+        (lambda facts: facts["config"].update(dims=-1), "builds no model"),
+        (lambda facts: facts["units"].pop(), "where the config says"),
+    ],
+)
 def test_weights_that_do_not_fit_the_config_are_told_in_one_line(folder, change, found):
     _edit(change)(folder)
     with pytest.raises(CheckpointError, match=found) as error:

@@ -75,19 +75,30 @@ def test_the_raster_is_the_spikes_of_ten_seconds(judged):
 
 def test_several_checkpoints_stand_beside_each_other(shards, pretrained, tmp_path):
     other = pretrain(tiny_config(shards, tmp_path / "other", steps=2, sessions=["tiny/[bc]"]))
-    config = EvaluateConfig(run=str(tmp_path / "both"), checkpoints={"one": str(pretrained), "two": str(other)},
-                            shards=str(shards), sessions=["*"], split="valid", wiener=False, device="cpu")
+    config = EvaluateConfig(
+        run=str(tmp_path / "both"),
+        checkpoints={"one": str(pretrained), "two": str(other)},
+        shards=str(shards),
+        sessions=["*"],
+        split="valid",
+        wiener=False,
+        device="cpu",
+    )
     results = json.loads((evaluate(config) / "results.json").read_text())
     assert {session: list(entry["models"]) for session, entry in results["sessions"].items()} == {
-        "tiny/a": ["one"], "tiny/b": ["one", "two"], "tiny/c": ["two"]}
+        "tiny/a": ["one"],
+        "tiny/b": ["one", "two"],
+        "tiny/c": ["two"],
+    }
     assert results["sessions_in_mean"] == {"one": 2, "two": 2}
 
 
 def test_validation_in_training_and_evaluation_agree(pretrained, tmp_path):
     """The best R2 of metrics.csv is what evaluating the exported weights on the same split gives."""
     run = shutil.copytree(pretrained, tmp_path / "run")
-    results = json.loads((evaluate(EvaluateConfig(run=str(run), split="valid", wiener=False, device="cpu"))
-                          / "results.json").read_text())
+    results = json.loads(
+        (evaluate(EvaluateConfig(run=str(run), split="valid", wiener=False, device="cpu")) / "results.json").read_text()
+    )
     best = json.loads((run / "provenance.json").read_text())["best"]["valid/r2"]
     assert results["mean"]["POYO"] == pytest.approx(best, abs=1e-5)
 
@@ -116,15 +127,18 @@ def test_a_session_without_valid_split_has_no_filter_and_says_so(tmp_path):
     assert "valid split: has no samples" in results["notes"][0]
 
 
-@pytest.mark.parametrize("change, error, found", [
-    ({"run": ""}, ConfigError, "run: is not given"),
-    ({"run": "/nowhere"}, ConfigError, "shards: is not given"),
-    ({"checkpoints": {"x": "/nowhere"}}, CheckpointError, "no such folder"),
-    ({"checkpoints": {"Wiener filter": "x"}}, ConfigError, "name of a baseline"),
-    ({"sessions": ["tiny/c"]}, ConfigError, "none of 1 is known"),
-    ({"sessions": ["x"]}, ConfigError, "no session fits"),
-    ({"split": "exam"}, ConfigError, "'exam'"),
-])
+@pytest.mark.parametrize(
+    "change, error, found",
+    [
+        ({"run": ""}, ConfigError, "run: is not given"),
+        ({"run": "/nowhere"}, ConfigError, "shards: is not given"),
+        ({"checkpoints": {"x": "/nowhere"}}, CheckpointError, "no such folder"),
+        ({"checkpoints": {"Wiener filter": "x"}}, ConfigError, "name of a baseline"),
+        ({"sessions": ["tiny/c"]}, ConfigError, "none of 1 is known"),
+        ({"sessions": ["x"]}, ConfigError, "no session fits"),
+        ({"split": "exam"}, ConfigError, "'exam'"),
+    ],
+)
 def test_what_cannot_be_meant_is_one_line(pretrained, change, error, found):
     with pytest.raises(error, match=found):
         evaluate(replace(EvaluateConfig(run=str(pretrained), device="cpu"), **change))

@@ -21,21 +21,32 @@ TABLES = ("model.unit.weight", "model.session.weight")
 
 def tiny_finetune(pretrained, shards, run, **settings) -> FinetuneConfig:
     """Six steps on session c."""
-    return FinetuneConfig(**{
-        "checkpoint": str(pretrained), "shards": str(shards), "run": str(run), "sessions": ["tiny/c"],
-        "mode": "unit_id", "optim": OptimConfig(name="adamw", lr=0.02), "loader": LoaderConfig(batch_windows=4),
-        "trainer": TrainerConfig(steps=6, val_every=6, save_every=6, log_every=2, device="cpu", threads=1),
-    } | settings)
+    return FinetuneConfig(
+        **{
+            "checkpoint": str(pretrained),
+            "shards": str(shards),
+            "run": str(run),
+            "sessions": ["tiny/c"],
+            "mode": "unit_id",
+            "optim": OptimConfig(name="adamw", lr=0.02),
+            "loader": LoaderConfig(batch_windows=4),
+            "trainer": TrainerConfig(steps=6, val_every=6, save_every=6, log_every=2, device="cpu", threads=1),
+        }
+        | settings
+    )
 
 
 def last(run):
     return torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("optim", [
-    OptimConfig(name="adamw", lr=0.02, weight_decay=0.1),
-    OptimConfig(name="lamb", lr=0.02, weight_decay=0.1),
-])
+@pytest.mark.parametrize(
+    "optim",
+    [
+        OptimConfig(name="adamw", lr=0.02, weight_decay=0.1),
+        OptimConfig(name="lamb", lr=0.02, weight_decay=0.1),
+    ],
+)
 def test_unit_identification_moves_the_new_rows_and_not_a_bit_else(shards, pretrained, tmp_path, optim):
     old = load_checkpoint(pretrained)
     run = finetune(tiny_finetune(pretrained, shards, tmp_path / "run", optim=optim))
@@ -51,7 +62,7 @@ def test_unit_identification_moves_the_new_rows_and_not_a_bit_else(shards, pretr
     model.grow(exported.units, exported.sessions)
     for name in TABLES:
         fresh = model.state_dict()[name.removeprefix("model.")]
-        assert (new[name][len(old.weights[name]):] != fresh[len(old.weights[name]):]).any(dim=1).all()
+        assert (new[name][len(old.weights[name]) :] != fresh[len(old.weights[name]) :]).any(dim=1).all()
     assert exported.units.ids[: len(old.units.ids)] == old.units.ids
     assert exported.sessions.ids == (*old.sessions.ids, "tiny/c")
     assert {"tiny/a", "tiny/b", "tiny/c"} <= exported.statistics.of_session.keys()
@@ -72,8 +83,9 @@ def test_known_sessions_beside_new_ones_keep_their_rows_in_unit_identification(s
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
 def test_full_finetuning_frees_all_after_its_frozen_steps(shards, pretrained, tmp_path, name):
     old = load_checkpoint(pretrained)
-    config = tiny_finetune(pretrained, shards, tmp_path / "frozen", mode="full", freeze_steps=6,
-                           optim=OptimConfig(name=name, lr=0.02))
+    config = tiny_finetune(
+        pretrained, shards, tmp_path / "frozen", mode="full", freeze_steps=6, optim=OptimConfig(name=name, lr=0.02)
+    )
     frozen = last(finetune(config))
     assert all(torch.equal(frozen[key][: len(weight)], weight) for key, weight in old.weights.items())
     freed = last(finetune(replace(config, run=str(tmp_path / "freed"), freeze_steps=5)))
@@ -86,8 +98,15 @@ def test_full_finetuning_frees_all_after_its_frozen_steps(shards, pretrained, tm
 def test_step_zero_counts_as_a_candidate(shards, pretrained, tmp_path):
     """A finetuning that only does harm exports the weights it began with."""
     old = load_checkpoint(pretrained)
-    config = tiny_finetune(pretrained, shards, tmp_path / "run", mode="full", freeze_steps=0, sessions=["tiny/a"],
-                           optim=OptimConfig(name="adamw", lr=10.0))
+    config = tiny_finetune(
+        pretrained,
+        shards,
+        tmp_path / "run",
+        mode="full",
+        freeze_steps=0,
+        sessions=["tiny/a"],
+        optim=OptimConfig(name="adamw", lr=10.0),
+    )
     weights = load_checkpoint(finetune(config)).weights
     assert all(torch.equal(weights[name], weight) for name, weight in old.weights.items())
 
@@ -99,8 +118,11 @@ def test_scratch_is_the_same_architecture_untrained_for_these_sessions_alone(sha
     assert new.config["model"] == old.config["model"] and new.config["task"] == old.config["task"]
     assert not torch.equal(new.weights["model.latent"], old.weights["model.latent"])
     trainer = TrainerConfig(steps=6, val_every=6, save_every=6, device="cpu")
-    plain = pretrain(tiny_config(shards, tmp_path / "plain", sessions=["tiny/c"], trainer=trainer,
-                                 optim=OptimConfig(name="adamw", lr=0.02)))
+    plain = pretrain(
+        tiny_config(
+            shards, tmp_path / "plain", sessions=["tiny/c"], trainer=trainer, optim=OptimConfig(name="adamw", lr=0.02)
+        )
+    )
     assert all(torch.equal(weight, last(run)[name]) for name, weight in last(plain).items())  # trained as from scratch
 
 
@@ -110,8 +132,9 @@ def test_an_interrupted_finetuning_ends_with_the_same_bits(shards, pretrained, t
     whole = last(finetune(config))
     step = DecodingModule.training_step
     with monkeypatch.context() as patch:
-        patch.setattr(DecodingModule, "training_step",
-                      lambda self, *a: 1 / 0 if self.global_step == 5 else step(self, *a))
+        patch.setattr(
+            DecodingModule, "training_step", lambda self, *a: 1 / 0 if self.global_step == 5 else step(self, *a)
+        )
         with pytest.raises(ZeroDivisionError):
             finetune(replace(config, run=str(tmp_path / "cut")))
     resumed = last(finetune(replace(config, run=str(tmp_path / "cut"))))
@@ -126,13 +149,16 @@ def test_minutes_of_data_limit_what_is_learned_from_and_how_it_is_scaled(shards,
     assert scale != pytest.approx(index.session("tiny/c").statistics["cursor_vel"].robust_std)
 
 
-@pytest.mark.parametrize("change, error, found", [
-    ({"mode": "half"}, ConfigError, "'half' is not a way to finetune; take one of unit_id"),
-    ({"checkpoint": ""}, ConfigError, "checkpoint: is not given"),
-    ({"checkpoint": "/nowhere"}, CheckpointError, "no such folder"),
-    ({"sessions": ["tiny/a"]}, ConfigError, "already knows all units"),
-    ({"minutes_of_data": 0.001}, ConfigError, "no train interval"),
-])
+@pytest.mark.parametrize(
+    "change, error, found",
+    [
+        ({"mode": "half"}, ConfigError, "'half' is not a way to finetune; take one of unit_id"),
+        ({"checkpoint": ""}, ConfigError, "checkpoint: is not given"),
+        ({"checkpoint": "/nowhere"}, CheckpointError, "no such folder"),
+        ({"sessions": ["tiny/a"]}, ConfigError, "already knows all units"),
+        ({"minutes_of_data": 0.001}, ConfigError, "no train interval"),
+    ],
+)
 def test_what_cannot_be_meant_is_one_line(shards, pretrained, tmp_path, change, error, found):
     with pytest.raises(error, match=found):
         finetune(replace(tiny_finetune(pretrained, shards, tmp_path / "run"), **change))

@@ -65,11 +65,18 @@ def test_schedule_is_constant_then_cosine_in_absolute_steps():
 
 
 def test_table_rate_is_a_multiple_and_adamw_decays_matrices_only():
-    weights = {"matrix": torch.nn.Parameter(torch.ones(2, 2)), "bias": torch.nn.Parameter(torch.ones(2)),
-               "unit": torch.nn.Parameter(torch.ones(3, 2))}
+    weights = {
+        "matrix": torch.nn.Parameter(torch.ones(2, 2)),
+        "bias": torch.nn.Parameter(torch.ones(2)),
+        "unit": torch.nn.Parameter(torch.ones(3, 2)),
+    }
     optimizer, _ = build_optimizer(weights.items(), {"unit"}, OptimConfig(lr=1e-3, table_lr=10, weight_decay=0.1), 10)
     seen = {id(group["params"][0]): (group["lr"], group["weight_decay"]) for group in optimizer.param_groups}
-    assert seen == {id(weights["matrix"]): (1e-3, 0.1), id(weights["bias"]): (1e-3, 0.0), id(weights["unit"]): (1e-2, 0.0)}
+    assert seen == {
+        id(weights["matrix"]): (1e-3, 0.1),
+        id(weights["bias"]): (1e-3, 0.0),
+        id(weights["unit"]): (1e-2, 0.0),
+    }
 
 
 def test_unknown_optimizer_is_one_line():

@@ -20,8 +20,18 @@ _spec.loader.exec_module(_module)
 plain_poyo = _module.plain_poyo
 
 UNITS, SESSIONS = Vocabulary(tuple(f"u{i}" for i in range(12))), Vocabulary(("a", "b", "c"))
-SMALL = PoyoConfig(width=32, depth=2, latents_per_step=3, cross_heads=2, self_heads=2, head_width=16,
-                   attention_dropout=0.0, ff_dropout=0.0, residual_dropout=0.0, embedding_std=0.5)
+SMALL = PoyoConfig(
+    width=32,
+    depth=2,
+    latents_per_step=3,
+    cross_heads=2,
+    self_heads=2,
+    head_width=16,
+    attention_dropout=0.0,
+    ff_dropout=0.0,
+    residual_dropout=0.0,
+    embedding_std=0.5,
+)
 
 
 def window(seed: int, spikes: int, queries: int, session: int = 1) -> dict:
@@ -73,7 +83,9 @@ def test_equals_the_plain_twin_in_outputs_and_gradients(config):
     assert gradients[0].keys() == gradients[1].keys()
     for name in gradients[0]:
         scale = gradients[1][name].abs().max().clamp_min(1.0)
-        torch.testing.assert_close(gradients[0][name] / scale, gradients[1][name] / scale, atol=1e-5, rtol=1e-4, msg=name)
+        torch.testing.assert_close(
+            gradients[0][name] / scale, gradients[1][name] / scale, atol=1e-5, rtol=1e-4, msg=name
+        )
 
 
 def test_a_window_is_decoded_alike_alone_and_in_company(model):
@@ -118,8 +130,10 @@ def test_growing_keeps_old_rows_and_leaves_row_zero_without_gradient(model):
 def test_presets_have_the_published_sizes():
     """About 1.3 M and 11.8 M parameters; ours count no unit and session embeddings, the published figure does not say."""
     nothing = Vocabulary()
-    for config, millions in ((PoyoConfig(), 1.3),
-                             (PoyoConfig(width=128, depth=24, latents_per_step=32, cross_heads=4), 11.8)):
+    for config, millions in (
+        (PoyoConfig(), 1.3),
+        (PoyoConfig(width=128, depth=24, latents_per_step=32, cross_heads=4), 11.8),
+    ):
         count = sum(p.numel() for p in Poyo(config, nothing, nothing).parameters())
         assert abs(count / 1e6 - millions) < 0.1
 

@@ -49,8 +49,10 @@ def test_order_of_batches_does_not_matter_and_values_are_in_units_of_measure(sha
     statistics = TargetStatistics({"tiny/a": (np.array([5.0, -5.0]), np.array([2.0, 4.0]))})
     sampling = Sampling("cursor_vel", 1.0, Vocabulary(index.unit_ids("tiny/a")), Vocabulary(("tiny/a",)), statistics)
     batches = list(eval_loader(index, sampling, LoaderConfig(batch_windows=3), "valid", 0.5))
-    outputs = [torch.randn(len(batch.stamp_Q), 2, generator=torch.Generator().manual_seed(i))
-               for i, batch in enumerate(batches)]
+    outputs = [
+        torch.randn(len(batch.stamp_Q), 2, generator=torch.Generator().manual_seed(i))
+        for i, batch in enumerate(batches)
+    ]
     results = []
     for order in (range(len(batches)), reversed(range(len(batches)))):
         stitcher = Stitcher(sampling.sessions, statistics)

@@ -32,7 +32,8 @@ def test_the_run_folder_holds_what_the_contract_says(pretrained):
     assert [bool(row["valid/r2"]) for row in found] == [True, False, True, False, True]
     last = {name: float(value) for name, value in found[-1].items()}
     assert last["windows"] == 32 and last["valid/r2"] == pytest.approx(
-        (last["valid/r2/tiny/a"] + last["valid/r2/tiny/b"]) / 2, abs=1e-6)
+        (last["valid/r2/tiny/a"] + last["valid/r2/tiny/b"]) / 2, abs=1e-6
+    )
     assert last["train/grad_norm"] > 0 and last["epoch"] == pytest.approx(8 / 17, abs=1e-3)
     told = json.loads((pretrained / "provenance.json").read_text())
     assert told["finished"] and told["shards"]["digest"] and {"spikeloom", "torch"} <= told["versions"].keys()
@@ -48,8 +49,13 @@ def test_the_best_weights_on_validation_are_kept(pretrained):
 
 def test_it_learns(shards, tmp_path):
     config = tiny_config(shards, tmp_path / "run", steps=150)
-    config = replace(config, sessions=["tiny/a"], loader=LoaderConfig(batch_windows=8), seed=1,
-                     trainer=replace(config.trainer, val_every=150, save_every=150))
+    config = replace(
+        config,
+        sessions=["tiny/a"],
+        loader=LoaderConfig(batch_windows=8),
+        seed=1,
+        trainer=replace(config.trainer, val_every=150, save_every=150),
+    )
     scores = [float(row["valid/r2"]) for row in rows(pretrain(config)) if row["valid/r2"]]
     assert scores[0] < 0.05 and scores[-1] > 0.2
 
@@ -78,8 +84,9 @@ def test_a_run_cut_short_ends_with_the_same_bits(shards, pretrained, tmp_path, m
     whole, resumed = final_state(pretrained), final_state(run)
     for name, weight in whole["state_dict"].items():
         assert torch.equal(weight, resumed["state_dict"][name]), name
-    for ours, theirs in zip(resumed["optimizer_states"][0]["state"].values(),
-                            whole["optimizer_states"][0]["state"].values()):
+    for ours, theirs in zip(
+        resumed["optimizer_states"][0]["state"].values(), whole["optimizer_states"][0]["state"].values()
+    ):
         assert all(torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(theirs[key])) for key in theirs)
 
     def without_time(run):
@@ -117,12 +124,15 @@ def test_a_damaged_last_checkpoint_is_one_line(shards, pretrained, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("change, found", [
-    ({"shards": ""}, "shards: is not given"),
-    ({"run": ""}, "run: is not given"),
-    ({"sessions": ["nothing/*"]}, "no session fits 'nothing/\\*'"),
-    ({"exclude": ["tiny/*"]}, "leaves no session"),
-])
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        ({"shards": ""}, "shards: is not given"),
+        ({"run": ""}, "run: is not given"),
+        ({"sessions": ["nothing/*"]}, "no session fits 'nothing/\\*'"),
+        ({"exclude": ["tiny/*"]}, "leaves no session"),
+    ],
+)
 def test_what_cannot_be_meant_is_one_line(shards, tmp_path, change, found):
     with pytest.raises(ConfigError, match=found):
         pretrain(replace(tiny_config(shards, tmp_path / "run"), **change))
@@ -137,8 +147,11 @@ def test_an_absent_signal_is_named(shards, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(shards, tmp_path, monkeypatch):
     losses = DecodingModule.losses
-    monkeypatch.setattr(DecodingModule, "losses", lambda self, batch: (losses(self, batch)[0] * float("nan"), None)
-                        if self.training else losses(self, batch))
+    monkeypatch.setattr(
+        DecodingModule,
+        "losses",
+        lambda self, batch: (losses(self, batch)[0] * float("nan"), None) if self.training else losses(self, batch),
+    )
     with pytest.raises(ConfigError, match="step 2: the loss is nan; lower optim.lr"):
         pretrain(tiny_config(shards, tmp_path / "run"))
 

@@ -7,8 +7,15 @@ import pytest
 
 from pretrain.errors import ConfigError
 from pretrain.metrics import r2, r2_per_dimension
-from pretrain.wiener import (BinnedTrain, LaggedDesign, Stretch, WienerConfig, fit_wiener, ridge_by_bidiagonalisation,
-                             stretches)
+from pretrain.wiener import (
+    BinnedTrain,
+    LaggedDesign,
+    Stretch,
+    WienerConfig,
+    fit_wiener,
+    ridge_by_bidiagonalisation,
+    stretches,
+)
 from sharding.index import ShardIndex
 from sharding.sampling import Sampling
 from sharding.statistics import target_statistics
@@ -17,8 +24,16 @@ from sharding.vocabulary import Vocabulary
 UNITS = 40
 
 
-def make_stretch(seed: int, start_s: float, seconds: float, hz: float = 50.0, lag_s: float = 0.1, units: int = UNITS,
-                 tuning_seed: int = 0, gap: bool = False) -> Stretch:
+def make_stretch(
+    seed: int,
+    start_s: float,
+    seconds: float,
+    hz: float = 50.0,
+    lag_s: float = 0.1,
+    units: int = UNITS,
+    tuning_seed: int = 0,
+    gap: bool = False,
+) -> Stretch:
     """Poisson spikes whose rates are linear in the velocity `lag_s` later; velocity is a slow random sum of sines."""
     random, tuned = np.random.default_rng(seed), np.random.default_rng(tuning_seed)
     period = 1 / hz
@@ -34,9 +49,16 @@ def make_stretch(seed: int, start_s: float, seconds: float, hz: float = 50.0, la
     hertz = np.clip(25 + velocity(fine + lag_s) @ tuned.normal(size=(2, units)), 0, None)
     row, unit = np.nonzero(random.poisson(hertz * 0.002))
     spike_us = np.rint(fine[row] * 1e6).astype(np.int64)
-    return Stretch(round(start_s * 1e6), round((start_s + seconds) * 1e6), spike_us, unit,
-                   np.rint(stamp * 1e6).astype(np.int64), velocity(stamp).astype(np.float32), np.ones(len(stamp)),
-                   np.ones(len(stamp), bool))
+    return Stretch(
+        round(start_s * 1e6),
+        round((start_s + seconds) * 1e6),
+        spike_us,
+        unit,
+        np.rint(stamp * 1e6).astype(np.int64),
+        velocity(stamp).astype(np.float32),
+        np.ones(len(stamp)),
+        np.ones(len(stamp), bool),
+    )
 
 
 def explicit_design(grid: BinnedTrain, design: LaggedDesign) -> np.ndarray:
@@ -115,22 +137,40 @@ def test_causal_ignores_the_future_and_centred_does_not():
 def test_nothing_outside_the_interval_is_seen():
     train, valid, test = make_stretch(1, 0, 40), make_stretch(2, 100, 20), make_stretch(3, 200, 10)
     outside = np.array([test.start_us - 5000, test.stop_us + 5000])
-    wider = replace(test, spike_us=np.concatenate([outside[:1], test.spike_us, outside[1:]]),
-                    spike_unit=np.concatenate([[0], test.spike_unit, [1]]))
+    wider = replace(
+        test,
+        spike_us=np.concatenate([outside[:1], test.spike_us, outside[1:]]),
+        spike_unit=np.concatenate([[0], test.spike_unit, [1]]),
+    )
     for causal in (True, False):
         fitted = fit_wiener([train], [valid], UNITS, WienerConfig(history_s=[1.0]), causal)
         np.testing.assert_array_equal(fitted.predict(wider), fitted.predict(test))
-        wide = fit_wiener([replace(train, spike_us=np.concatenate([[-5000], train.spike_us]),
-                                   spike_unit=np.concatenate([[0], train.spike_unit]))], [valid], UNITS,
-                          WienerConfig(history_s=[1.0]), causal)
+        wide = fit_wiener(
+            [
+                replace(
+                    train,
+                    spike_us=np.concatenate([[-5000], train.spike_us]),
+                    spike_unit=np.concatenate([[0], train.spike_unit]),
+                )
+            ],
+            [valid],
+            UNITS,
+            WienerConfig(history_s=[1.0]),
+            causal,
+        )
         np.testing.assert_array_equal(wide.weight_LUK, fitted.weight_LUK)
 
 
 def test_predictions_are_the_sum_over_bins_that_end_at_the_sample():
     """Against counting spikes bin by bin around each sample."""
     test = make_stretch(3, 200, 6, hz=33.0, units=5)
-    fitted = fit_wiener([make_stretch(1, 0, 30, hz=33.0, units=5)], [make_stretch(2, 100, 10, hz=33.0, units=5)], 5,
-                        WienerConfig(history_s=[0.5]), causal=False)
+    fitted = fit_wiener(
+        [make_stretch(1, 0, 30, hz=33.0, units=5)],
+        [make_stretch(2, 100, 10, hz=33.0, units=5)],
+        5,
+        WienerConfig(history_s=[0.5]),
+        causal=False,
+    )
     value = fitted.predict(test)
     for row in (0, 3, 70, 120, len(value) - 1):
         total = fitted.bias_K.copy()
@@ -162,8 +202,10 @@ def test_ridge_and_history_are_chosen_on_validation():
 
 
 def test_a_dimension_that_does_not_vary_decides_nothing():
-    flat = [replace(s, value=np.stack([s.value[:, 0], np.zeros(len(s.value), np.float32)], axis=1))
-            for s in (make_stretch(1, 0, 40), make_stretch(2, 100, 20))]
+    flat = [
+        replace(s, value=np.stack([s.value[:, 0], np.zeros(len(s.value), np.float32)], axis=1))
+        for s in (make_stretch(1, 0, 40), make_stretch(2, 100, 20))
+    ]
     fitted = fit_wiener(flat[:1], flat[1:], UNITS, WienerConfig(), causal=True)
     scores = r2_per_dimension(flat[1].value, fitted.predict(flat[1]))
     assert scores[0] > 0.5 and np.isnan(scores[1])
@@ -181,8 +223,13 @@ def test_too_little_to_learn_from_is_one_line():
 def test_stretches_are_the_whole_intervals_of_the_shards(shards):
     index = ShardIndex.open(shards)
     session = index.select(["tiny/b"])
-    sampling = Sampling("cursor_vel", 1.0, Vocabulary(index.unit_ids("tiny/b")), Vocabulary(("tiny/b",)),
-                        target_statistics(session, "cursor_vel", False, "std"))
+    sampling = Sampling(
+        "cursor_vel",
+        1.0,
+        Vocabulary(index.unit_ids("tiny/b")),
+        Vocabulary(("tiny/b",)),
+        target_statistics(session, "cursor_vel", False, "std"),
+    )
     (stretch,) = stretches(index, "tiny/b", sampling, "train")  # of four segments
     assert (stretch.start_us, stretch.stop_us) == (0, 35_000_000)
     np.testing.assert_array_equal(stretch.stamp_us, np.arange(0, 35_000_000, 20_000))

@@ -12,9 +12,20 @@ from sharding.root import CutSettings, RootWriter, Source
 SECOND = 1_000_000
 
 
-def make_session(seed: int = 0, *, name: str | None = None, units: int = 12, rate: float = 13.0, seconds: float = 40.0,
-                 hz: float = 100.0, start: float = 3.25, splits=None, dims: int = 2, signals=("cursor_vel",),
-                 scale: dict | None = None) -> Session:
+def make_session(
+    seed: int = 0,
+    *,
+    name: str | None = None,
+    units: int = 12,
+    rate: float = 13.0,
+    seconds: float = 40.0,
+    hz: float = 100.0,
+    start: float = 3.25,
+    splits=None,
+    dims: int = 2,
+    signals=("cursor_vel",),
+    scale: dict | None = None,
+) -> Session:
     """A session of Poisson spikes and smooth noise; the last unit is silent, 2 % of the samples are invalid."""
     random = np.random.default_rng(seed)
     stop = start + seconds
@@ -29,18 +40,33 @@ def make_session(seed: int = 0, *, name: str | None = None, units: int = 12, rat
         made[signal] = Signal(signal, time, value, "cm/s", valid)
     if splits is None:
         a, b = start + 0.6 * seconds, start + 0.8 * seconds
-        splits = {"train": [(start, start + 0.25 * seconds), (start + 0.3 * seconds, a)], "valid": [(a, b)],
-                  "test": [(b, stop)]}
+        splits = {
+            "train": [(start, start + 0.25 * seconds), (start + 0.3 * seconds, a)],
+            "valid": [(a, b)],
+            "test": [(b, stop)],
+        }
     middle = start + seconds / 3
-    phases = {"hold": Intervals.of([(start + 1, middle)]), "reach": Intervals.of([(middle - 2, middle + 6)]),
-              "outlier": Intervals.of([(start + 2, start + 2.5)])}
+    phases = {
+        "hold": Intervals.of([(start + 1, middle)]),
+        "reach": Intervals.of([(middle - 2, middle + 6)]),
+        "outlier": Intervals.of([(start + 2, start + 2.5)]),
+    }
     return Session(
-        id=name or f"made/m_{seed}", dandiset="made", subject="m", paradigm="reach",
+        id=name or f"made/m_{seed}",
+        dandiset="made",
+        subject="m",
+        paradigm="reach",
         units=Units(tuple(f"u{i}" for i in range(units)), ("M1",) * units, ("good",) * units),
-        spikes=Spikes(spikes, unit), signals=made, trials=Intervals.of([]), trial_columns={}, phases=phases,
+        spikes=Spikes(spikes, unit),
+        signals=made,
+        trials=Intervals.of([]),
+        trial_columns={},
+        phases=phases,
         domain=Intervals.of([(start, stop)]),
         splits={split: Intervals.of(splits.get(split, [])) for split in ("train", "valid", "test")},
-        loss_weights={"hold": 0.1, "reach": 5.0, "outlier": 0.0}, eval_phases=("reach",), target_scale=scale or {},
+        loss_weights={"hold": 0.1, "reach": 5.0, "outlier": 0.0},
+        eval_phases=("reach",),
+        target_scale=scale or {},
     )
 
 

@@ -19,17 +19,25 @@ def segments_of(session, segment_us=7_000_000, halo_us=1_000_000, codes=None):
 
 
 @settings(max_examples=60, deadline=None)
-@given(lengths=st.lists(st.integers(1, 400), min_size=1, max_size=6), gaps=st.lists(st.integers(0, 30), min_size=6, max_size=6),
-       segment=st.integers(1, 150), halo=st.integers(1, 60))
+@given(
+    lengths=st.lists(st.integers(1, 400), min_size=1, max_size=6),
+    gaps=st.lists(st.integers(0, 30), min_size=6, max_size=6),
+    segment=st.integers(1, 150),
+    halo=st.integers(1, 60),
+)
 def test_every_start_has_one_owner_that_carries_its_window_and_no_owner_leaves_its_interval(
-        session_maker, lengths, gaps, segment, halo):
+    session_maker, lengths, gaps, segment, halo
+):
     edges, at = [], 100
     for length, gap in zip(lengths, gaps):  # intervals of the three splits in turn, in tenths of a second
         edges.append((at, at + length))
         at += length + gap
     splits = {name: [(a / 10, b / 10) for a, b in edges[i::3]] for i, name in enumerate(SPLITS)}
-    session = replace(session_maker(seconds=1.0), domain=Intervals.of([(0, 1000)]),
-                      splits={name: Intervals.of(pairs) for name, pairs in splits.items()})
+    session = replace(
+        session_maker(seconds=1.0),
+        domain=Intervals.of([(0, 1000)]),
+        splits={name: Intervals.of(pairs) for name, pairs in splits.items()},
+    )
     segments = segments_of(session, segment * 100_000, halo * 100_000)
     for name in SPLITS:
         mine = [s for s in segments if s.split == name]
@@ -53,7 +61,9 @@ def test_spikes_and_samples_are_those_of_the_session_with_invalid_ones_left_out(
     for segment in segments_of(session):
         low, high = segment.start_us / 1e6, segment.carry_us / 1e6
         stored = segment.spikes.time.astype(np.int64) + segment.start_us
-        inside = (np.rint(session.spikes.time * 1e6) >= segment.start_us) & (np.rint(session.spikes.time * 1e6) < segment.carry_us)
+        inside = (np.rint(session.spikes.time * 1e6) >= segment.start_us) & (
+            np.rint(session.spikes.time * 1e6) < segment.carry_us
+        )
         assert np.abs(stored / 1e6 - session.spikes.time[inside]).max() <= 0.5e-6 + 1e-9
         np.testing.assert_array_equal(segment.spikes.unit, session.spikes.unit[inside])
         part = segment.signals["cursor_vel"]
@@ -75,8 +85,12 @@ def test_the_later_phase_counts_where_two_overlap(session_maker):
 def test_times_before_zero_and_on_a_large_clock_keep_their_microseconds(session_maker):
     for start in (-7.5, 1.7e9):
         session = session_maker(5, start=start, seconds=12.0)
-        stamps = np.concatenate([s.start_us + s.signals["cursor_vel"].time[:s.owned_samples("cursor_vel")].astype(np.int64)
-                                 for s in segments_of(session)])
+        stamps = np.concatenate(
+            [
+                s.start_us + s.signals["cursor_vel"].time[: s.owned_samples("cursor_vel")].astype(np.int64)
+                for s in segments_of(session)
+            ]
+        )
         signal = session.signals["cursor_vel"]
         covered = sum(signal.valid & part.contains(signal.time) for part in session.splits.values()) > 0
         np.testing.assert_array_equal(np.sort(stamps), np.rint(signal.time[covered] * 1e6))

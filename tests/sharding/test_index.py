@@ -30,12 +30,18 @@ FAULTS = {
     "index.json: cannot be read": lambda root: (root / "index.json").write_text("{"),
     "is not an index of Spikeloom": lambda root: (root / "index.json").write_text("[]"),
     "is of format 2, this version reads format 1": lambda root: rewrite(root, format=2),
-    "was changed after it was written": lambda root: change(root / "index.json", (root / "index.json").read_bytes().index(b"reach")),
+    "was changed after it was written": lambda root: change(
+        root / "index.json", (root / "index.json").read_bytes().index(b"reach")
+    ),
     "outside its folder": lambda root: rewrite(root, shards=[{"file": "../x.tar", "bytes": 0, "sha256": ""}]),
     "train-000000.tar: is missing": lambda root: (root / "train-000000.tar").unlink(),
-    "valid-000000.tar: has 5000 bytes, its index says": lambda root: (root / "valid-000000.tar").write_bytes(bytes(5000)),
+    "valid-000000.tar: has 5000 bytes, its index says": lambda root: (root / "valid-000000.tar").write_bytes(
+        bytes(5000)
+    ),
     "units.parquet: its sha256 is not": lambda root: change(root / "units.parquet", 200),
-    "name a shard, session or split that is not there": lambda root: rewrite(root, shards=json.loads((root / "index.json").read_text())["shards"][:2]),
+    "name a shard, session or split that is not there": lambda root: rewrite(
+        root, shards=json.loads((root / "index.json").read_text())["shards"][:2]
+    ),
 }
 
 
@@ -128,8 +134,15 @@ def test_a_limited_index_holds_the_first_minutes_of_train_and_all_else(index, se
     assert limited.stop_us[1] - limited.start_us[1] == 12_000_000 - (whole.stop_us[0] - whole.start_us[0])
     assert part.digest() != index.digest() and part.limited(9.0).summary() == part.summary()
     assert part.summary()["spikes"] == sum(
-        int((session.splits["valid"].contains(session.spikes.time) | session.splits["test"].contains(session.spikes.time)).sum())
-        + spikes_of_first(session, 12.0) for session in sessions)
+        int(
+            (
+                session.splits["valid"].contains(session.spikes.time)
+                | session.splits["test"].contains(session.spikes.time)
+            ).sum()
+        )
+        + spikes_of_first(session, 12.0)
+        for session in sessions
+    )
     with pytest.raises(ConfigError, match="train_minutes"):
         index.limited(0)
 

@@ -20,18 +20,26 @@ DROPOUT = UnitDropoutConfig(5, 8, 20)
 
 def sampling_of(index):
     units = Vocabulary(tuple(u for name in index.session_ids for u in index.unit_ids(name)))
-    return Sampling("cursor_vel", 1.0, units, Vocabulary(index.session_ids),
-                    target_statistics(index, "cursor_vel", False, "recipe"))
+    return Sampling(
+        "cursor_vel", 1.0, units, Vocabulary(index.session_ids), target_statistics(index, "cursor_vel", False, "recipe")
+    )
 
 
 def same(a, b) -> bool:
-    return a.window_s == b.window_s and all(torch.equal(getattr(a, f.name), getattr(b, f.name))
-                                            for f in fields(a) if f.name != "window_s")
+    return a.window_s == b.window_s and all(
+        torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(a) if f.name != "window_s"
+    )
 
 
 def batches(index, start=0, total=12, seed=3, **config):
-    loader = train_loader(index, sampling_of(index), LoaderConfig(**{"batch_windows": 8, "unit_dropout": DROPOUT} | config),
-                          seed=seed, total_batches=total, start_batch=start)
+    loader = train_loader(
+        index,
+        sampling_of(index),
+        LoaderConfig(**{"batch_windows": 8, "unit_dropout": DROPOUT} | config),
+        seed=seed,
+        total_batches=total,
+        start_batch=start,
+    )
     found = list(loader)
     assert len(found) == len(loader) == total - start
     return found
@@ -40,7 +48,9 @@ def batches(index, start=0, total=12, seed=3, **config):
 def test_two_workers_give_the_batches_of_none(index):
     here, there = batches(index), batches(index, workers=2)
     assert all(map(same, here, there))
-    ours, theirs = (list(eval_loader(index, sampling_of(index), LoaderConfig(8, workers), "test", 0.5)) for workers in (0, 2))
+    ours, theirs = (
+        list(eval_loader(index, sampling_of(index), LoaderConfig(8, workers), "test", 0.5)) for workers in (0, 2)
+    )
     assert len(ours) == len(theirs) and all(map(same, ours, theirs))
 
 
@@ -56,9 +66,9 @@ def test_batches_of_an_epoch_are_its_plan_in_order_and_the_last_partial_one_is_d
     sessions = Vocabulary(index.session_ids)
     for epoch in (0, 1):
         plan = train_windows(index, 3, epoch, 1.0)
-        rows = torch.cat([b.session_B for b in found[epoch * per_epoch:(epoch + 1) * per_epoch]])
+        rows = torch.cat([b.session_B for b in found[epoch * per_epoch : (epoch + 1) * per_epoch]])
         expected = sessions.rows([index.session_ids[s] for s in index.segments.session[plan.segment]])
-        assert rows.tolist() == expected.tolist()[:per_epoch * 8]
+        assert rows.tolist() == expected.tolist()[: per_epoch * 8]
 
 
 def test_unit_dropout_takes_spikes_and_marks_away_and_nothing_else(index):
@@ -66,13 +76,19 @@ def test_unit_dropout_takes_spikes_and_marks_away_and_nothing_else(index):
     dropout, position = UnitDropout(DROPOUT), 0
     for full, part in zip(whole, less):
         assert torch.equal(full.target_QK, part.target_QK) and torch.equal(full.stamp_Q, part.stamp_Q)
-        for f, p, session in zip(*(zip(*(t.split(b.token_length_B.tolist()) for t in (b.token_unit_S, b.token_time_S, b.token_kind_S)))
-                                   for b in (full, part)), full.session_B.tolist()):
+        for f, p, session in zip(
+            *(
+                zip(*(t.split(b.token_length_B.tolist()) for t in (b.token_unit_S, b.token_time_S, b.token_kind_S)))
+                for b in (full, part)
+            ),
+            full.session_B.tolist(),
+        ):
             units = int((f[2] == UNIT_START).sum())
             per_epoch = windows_per_epoch(index, 1.0) // 8 * 8
             kept = dropout.kept(units, 3, position // per_epoch, position % per_epoch)
             first = Vocabulary(tuple(u for n in index.session_ids for u in index.unit_ids(n))).rows(
-                index.unit_ids(index.session_ids[session - 1]))
+                index.unit_ids(index.session_ids[session - 1])
+            )
             stays = torch.isin(f[0], torch.from_numpy(first[kept]))
             assert all(torch.equal(before[stays], after) for before, after in zip(f, p))
             position += 1

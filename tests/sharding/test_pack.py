@@ -39,9 +39,15 @@ def test_a_batch_is_its_windows_packed_alone_end_to_end(index, sampling, windows
     for name, tensor in tensors(whole).items():
         assert torch.equal(tensor, torch.cat([tensors(one)[name] for one in alone])), name
     assert whole.window_s == 1.0 and len(whole) == 20
-    assert whole.token_length_B.sum() == len(whole.token_time_S) and whole.query_length_B.sum() == len(whole.query_time_Q)
-    assert {t.dtype for n, t in tensors(whole).items() if n.endswith(("unit_S", "kind_S", "_B", "session_Q", "stamp_Q"))} == {torch.int64}
-    assert {whole.token_time_S.dtype, whole.query_time_Q.dtype, whole.target_QK.dtype, whole.weight_Q.dtype} == {torch.float32}
+    assert whole.token_length_B.sum() == len(whole.token_time_S) and whole.query_length_B.sum() == len(
+        whole.query_time_Q
+    )
+    assert {
+        t.dtype for n, t in tensors(whole).items() if n.endswith(("unit_S", "kind_S", "_B", "session_Q", "stamp_Q"))
+    } == {torch.int64}
+    assert {whole.token_time_S.dtype, whole.query_time_Q.dtype, whole.target_QK.dtype, whole.weight_Q.dtype} == {
+        torch.float32
+    }
 
 
 def test_numbers_are_those_of_the_session_named_by_the_vocabularies(index, sessions, sampling, windows):
@@ -58,8 +64,13 @@ def test_numbers_are_those_of_the_session_named_by_the_vocabularies(index, sessi
         np.testing.assert_array_equal(batch.query_time_Q[q], ((stamp - window.start_us) / 1e6).astype(np.float32))
         mean, scale = sampling.statistics[session.id]
         np.testing.assert_allclose(batch.target_QK[q], (signal.value[source] - mean) / scale, rtol=1e-6)
-        phases = [next((n for n in ("outlier", "reach", "hold") if session.phases[n].contains(np.array([t / 1e6]))[0]),
-                       "random") for t in stamp]
+        phases = [
+            next(
+                (n for n in ("outlier", "reach", "hold") if session.phases[n].contains(np.array([t / 1e6]))[0]),
+                "random",
+            )
+            for t in stamp
+        ]
         np.testing.assert_allclose(batch.weight_Q[q], [session.loss_weights.get(phase, 1.0) for phase in phases])
         assert batch.evaluated_Q[q].tolist() == [phase == "reach" for phase in phases]
         at = q.stop
@@ -84,8 +95,9 @@ def test_the_task_has_the_last_word_on_weights_and_evaluation(index, sampling, w
 
 def test_a_window_without_samples_or_without_units_packs_too(index, sampling, windows):
     tables = SessionTables.of(index, sampling)
-    empty = replace(windows[0], sample_time=windows[0].sample_time[:0], value=windows[0].value[:0],
-                    phase=windows[0].phase[:0]).keeping(np.zeros(0, int))
+    empty = replace(
+        windows[0], sample_time=windows[0].sample_time[:0], value=windows[0].value[:0], phase=windows[0].phase[:0]
+    ).keeping(np.zeros(0, int))
     batch = pack([windows[0], empty, windows[1]], tables)
     assert batch.query_length_B[1] == 0 and batch.token_length_B[1] == 0
     assert torch.equal(batch.target_QK, pack(windows[:2], tables).target_QK)
@@ -103,4 +115,6 @@ def test_what_vocabulary_or_statistics_lack_is_told(index, sampling, session_mak
     with pytest.raises(ConfigError, match="has 2 and 3 dimensions"):
         SessionTables.of(mixed, both)
     with pytest.raises(ConfigError, match="statistics of 2 dimensions, cursor_vel has 3"):
-        SessionTables.of(mixed.select(["made/m_1"]), replace(both, statistics=target_statistics(index, "cursor_vel", False, 1)))
+        SessionTables.of(
+            mixed.select(["made/m_1"]), replace(both, statistics=target_statistics(index, "cursor_vel", False, 1))
+        )

@@ -15,16 +15,22 @@ def owners(index, table):
     """Whether each window lies in the starts and in the carried data of its segment."""
     segments = index.segments
     stop = np.minimum(table.start_us + SECOND, segments.column("interval_stop_us")[table.segment])
-    return ((segments.start_us[table.segment] <= table.start_us) & (table.start_us < segments.stop_us[table.segment])
-            & (stop <= segments.carry_us[table.segment]))
+    return (
+        (segments.start_us[table.segment] <= table.start_us)
+        & (table.start_us < segments.stop_us[table.segment])
+        & (stop <= segments.carry_us[table.segment])
+    )
 
 
 def in_intervals(index, table, split):
     """Rows of the split's intervals that the windows lie in."""
     intervals = index.segments.intervals(split)
     session = index.segments.session
-    fits = ((table.start_us[:, None] >= intervals.start_us) & (table.start_us[:, None] + SECOND <= intervals.stop_us)
-            & (session[table.segment][:, None] == session[intervals.first]))
+    fits = (
+        (table.start_us[:, None] >= intervals.start_us)
+        & (table.start_us[:, None] + SECOND <= intervals.stop_us)
+        & (session[table.segment][:, None] == session[intervals.first])
+    )
     assert (fits.sum(axis=1) == 1).all()
     return fits.argmax(axis=1)
 
@@ -54,8 +60,11 @@ def test_windows_of_an_interval_overlap_only_where_one_makes_up_at_an_end(root_m
 
 @pytest.fixture(scope="module")
 def root_maker(session_maker, root_writer, tmp_path_factory):
-    return lambda length: root_writer(tmp_path_factory.mktemp("one"), [
-        session_maker(0, seconds=10.0, splits={"train": [(3.25, 3.25 + length)]})], segment_us=4 * SECOND)
+    return lambda length: root_writer(
+        tmp_path_factory.mktemp("one"),
+        [session_maker(0, seconds=10.0, splits={"train": [(3.25, 3.25 + length)]})],
+        segment_us=4 * SECOND,
+    )
 
 
 def test_the_plan_is_a_function_of_seed_and_epoch_and_offsets_differ(index):

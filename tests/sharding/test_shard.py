@@ -53,8 +53,15 @@ def test_what_a_broken_off_run_left_is_cleaned_away_and_nothing_else(stored, tmp
         ShardIndex.open(root)
     shard(ShardConfig([str(stored)], str(root)))
     assert sorted(path.name for path in root.iterdir()) == [
-        "index.json", "notes.txt", "segments.parquet", "sessions.parquet", "test-000000.tar", "train-000000.tar",
-        "units.parquet", "valid-000000.tar"]
+        "index.json",
+        "notes.txt",
+        "segments.parquet",
+        "sessions.parquet",
+        "test-000000.tar",
+        "train-000000.tar",
+        "units.parquet",
+        "valid-000000.tar",
+    ]
 
 
 def test_a_bad_session_is_told_and_the_rest_goes_on(stored, sessions, session_maker, tmp_path):
@@ -134,8 +141,12 @@ except DataError as error:
 
 
 def without_torch(*args):
-    done = subprocess.run([sys.executable, "-W", "error", "-c", WITHOUT_TORCH, *map(str, args)],
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", WITHOUT_TORCH, *map(str, args)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert not done.stderr
     return done.stdout.strip()
 

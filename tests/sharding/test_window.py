@@ -11,11 +11,17 @@ from sharding.window import Reader
 
 def slow_window(session, start_us: int, stop_us: int):
     """(spike microseconds from start, unit), (sample microseconds, value) of a session, one by one."""
-    spikes = [(round(t * 1e6) - start_us, int(u)) for t, u in zip(session.spikes.time.tolist(), session.spikes.unit)
-              if start_us <= round(t * 1e6) < stop_us]
+    spikes = [
+        (round(t * 1e6) - start_us, int(u))
+        for t, u in zip(session.spikes.time.tolist(), session.spikes.unit)
+        if start_us <= round(t * 1e6) < stop_us
+    ]
     signal = session.signals["cursor_vel"]
-    samples = [(round(t * 1e6) - start_us, tuple(v)) for t, v, ok in zip(signal.time.tolist(), signal.value.tolist(), signal.valid)
-               if ok and start_us <= round(t * 1e6) < stop_us]
+    samples = [
+        (round(t * 1e6) - start_us, tuple(v))
+        for t, v, ok in zip(signal.time.tolist(), signal.value.tolist(), signal.valid)
+        if ok and start_us <= round(t * 1e6) < stop_us
+    ]
     return spikes, samples
 
 

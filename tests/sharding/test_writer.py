@@ -30,7 +30,10 @@ def test_plain_webdataset_reads_the_arrays_that_our_reader_maps(index):
         assert index.session_ids[segments.session[row]] == segment.session
         assert tuple(f"{segment.session}/{unit}" for unit in segment.unit_ids) == index.unit_ids(segment.session)
         assert (segments.start_us[row], segments.stop_us[row], segments.carry_us[row]) == (
-            segment.start_us, segment.stop_us, segment.carry_us)
+            segment.start_us,
+            segment.stop_us,
+            segment.carry_us,
+        )
         for name, array in arrays(segment).items():
             mapped = MappedMember(shards, segments, name).read(row, array.dtype).reshape(array.shape)
             np.testing.assert_array_equal(mapped, array)
@@ -43,8 +46,12 @@ def test_every_offset_of_the_index_is_that_of_the_tar(index):
     for path in tars(index.root):
         with tarfile.open(path) as tar:
             lying = {member.name: (member.offset_data, member.size) for member in tar}
-        told = {f"{row['key']}.{name}": place for row in table.to_pylist() if row["shard"] == Path(path).name
-                for name, *place in zip(row["member"], row["offset"], row["bytes"])}
+        told = {
+            f"{row['key']}.{name}": place
+            for row in table.to_pylist()
+            if row["shard"] == Path(path).name
+            for name, *place in zip(row["member"], row["offset"], row["bytes"])
+        }
         assert {name: list(place) for name, place in lying.items()} == told
 
 
@@ -83,7 +90,8 @@ from sharding.writer import ShardWriter
 import numpy as np
 n = 20_000
 time = np.arange(n, dtype=np.int32)
-segment = Segment("k", "s", "train", 0, (0, n), 0, n, n, ("u",), SpikeTokens(time, np.zeros(n, np.uint16), np.zeros(n, np.uint8)), {})
+spikes = SpikeTokens(time, np.zeros(n, np.uint16), np.zeros(n, np.uint8))
+segment = Segment("k", "s", "train", 0, (0, n), 0, n, n, ("u",), spikes, {})
 try:
     with ShardWriter(Path(sys.argv[2]), "train", 10**9) as writer:
         for _ in range(int(sys.argv[3])):
@@ -97,8 +105,12 @@ except ShardError as error:
 def test_a_full_disk_leaves_nothing_and_says_so_in_one_line(tmp_path):
     # the first runs full while writing, the second only when the last buffered bytes are written out
     for limit, segments in ((200_000, 9), (119_000, 1)):
-        done = subprocess.run([sys.executable, "-W", "error", "-c", FULL_DISK, str(limit), str(tmp_path), str(segments)],
-                              capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", FULL_DISK, str(limit), str(tmp_path), str(segments)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         assert "train-000000.tar: could not be written (File too large); free space" in done.stdout
         assert len(done.stdout.splitlines()) == 1 and not done.stderr
         assert list(tmp_path.iterdir()) == []
