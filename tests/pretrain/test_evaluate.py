@@ -131,7 +131,7 @@ def test_a_session_without_valid_split_has_no_filter_and_says_so(tmp_path):
     "change, error, found",
     [
         ({"run": ""}, ConfigError, "run: is not given"),
-        ({"run": "/nowhere"}, ConfigError, "shards: is not given"),
+        ({"run": "/nowhere"}, ConfigError, "no such run folder"),
         ({"checkpoints": {"x": "/nowhere"}}, CheckpointError, "no such folder"),
         ({"checkpoints": {"Wiener filter": "x"}}, ConfigError, "name of a baseline"),
         ({"sessions": ["tiny/c"]}, ConfigError, "none of 1 is known"),
