@@ -127,7 +127,9 @@ def _completed(config: EvaluateConfig) -> EvaluateConfig:
     if not config.run:
         raise ConfigError("run", "is not given", "give run=FOLDER")
     if not config.checkpoints and not Path(config.run).is_dir():
-        raise ConfigError(config.run, "no such run folder", "give the folder of a training run, or checkpoints to judge")
+        raise ConfigError(
+            config.run, "no such run folder", "give the folder of a training run, or checkpoints to judge"
+        )
     if config.split not in SPLITS:
         raise ConfigError("split", f"{config.split!r} is not a split", f"take one of {', '.join(SPLITS)}")
     run = settings_of(config.run)

@@ -79,6 +79,7 @@ class WienerFilter:
     first_lag: int  # j of the first weights: 0 where causal, negative (bins after the sample) where centred
     mean_U: np.ndarray
     std_U: np.ndarray
+    most_U: np.ndarray
     weight_LUK: np.ndarray
     bias_K: np.ndarray
     history_s: float
@@ -86,7 +87,10 @@ class WienerFilter:
 
     def predict(self, stretch: Stretch) -> np.ndarray:
         """Values (n, K) at the stretch's own samples."""
-        return _predict(stretch, self.bin_us, self.first_lag, self.mean_U, self.std_U, self.weight_LUK) + self.bias_K
+        return (
+            _predict(stretch, self.bin_us, self.first_lag, self.mean_U, self.std_U, self.most_U, self.weight_LUK)
+            + self.bias_K
+        )
 
 
 def fit_wiener(
@@ -111,7 +115,10 @@ def fit_wiener(
         stacked = np.moveaxis(weight_RLUK, 0, -2).reshape(lags, units, count * K)
         value = (
             np.concatenate(
-                [_predict(s, bin_us, first_lag, grid.mean_U, grid.std_U, stacked)[s.evaluated] for s in valid]
+                [
+                    _predict(s, bin_us, first_lag, grid.mean_U, grid.std_U, grid.most_U, stacked)[s.evaluated]
+                    for s in valid
+                ]
             ).reshape(-1, count, K)
             + bias_RK
         )
@@ -129,6 +136,7 @@ def fit_wiener(
                 first_lag,
                 grid.mean_U,
                 grid.std_U,
+                grid.most_U,
                 np.moveaxis(weight_RLUK[chosen, :, :, dims], 0, -1),
                 bias_RK[chosen, dims],
                 history_s,
@@ -160,6 +168,7 @@ class BinnedTrain:
     weight_G: np.ndarray  # loss weight, 0 where there is no sample
     mean_U: np.ndarray
     std_U: np.ndarray
+    most_U: np.ndarray  # largest count of a bin
 
     @staticmethod
     def of(train: list[Stretch], units: int, bin_us: float, room: int) -> "BinnedTrain":
@@ -168,7 +177,8 @@ class BinnedTrain:
         mean_U = counts[inside].mean(axis=0) if inside.any() else np.zeros(units)
         std_U = np.maximum(counts[inside].std(axis=0), MIN_STD) if inside.any() else np.ones(units)
         scored = np.where(inside[:, None], (counts - mean_U) / std_U, 0).astype(np.float32)
-        return BinnedTrain(scored, inside, target, weight, mean_U, std_U)
+        most_U = counts[inside].max(axis=0) if inside.any() else np.zeros(units)
+        return BinnedTrain(scored, inside, target, weight, mean_U, std_U, most_U)
 
     def ridge_solutions(self, first_lag: int, lags: int, ridge: list[float], iterations: int):
         """Weights (R, L, U, K) and biases (R, K) minimising sum w (y - X W - b)^2 + ridge |W|^2, sum w = its count.
@@ -276,8 +286,12 @@ def _binned(stretch: Stretch, units: int, bin_us: float, room: int):
     return counts.astype(np.float32), inside, target, total
 
 
-def _predict(stretch: Stretch, bin_us: float, first_lag: int, mean_U, std_U, weight_LUC) -> np.ndarray:
-    """Sum over lags of z-scored counts times weights, (n, C), at each sample's own time."""
+def _predict(stretch: Stretch, bin_us: float, first_lag: int, mean_U, std_U, most_U, weight_LUC) -> np.ndarray:
+    """Sum over lags of z-scored counts times weights, (n, C), at each sample's own time.
+
+    A count stops at the largest of training: a unit that was nearly silent then has a tiny standard deviation, and a burst
+    of it later would throw a linear prediction off by any amount.
+    """
     out = np.zeros((len(stretch.stamp_us), weight_LUC.shape[2]))
     if not len(out):
         return out
@@ -301,6 +315,6 @@ def _predict(stretch: Stretch, bin_us: float, first_lag: int, mean_U, std_U, wei
             end = at - (first_lag + lag) * FINE
             stop = stamp - (first_lag + lag) * bin_us
             inside = (stop - bin_us >= stretch.start_us - 1) & (stop <= stretch.stop_us + 1)
-            counts = before_TU[end] - before_TU[end - FINE]
+            counts = np.minimum(before_TU[end] - before_TU[end - FINE], most_U.astype(np.float32))
             out[block] += np.where(inside[:, None], counts @ scaled_LUC[lag] - level_LC[lag], 0)
     return out

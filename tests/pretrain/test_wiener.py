@@ -178,7 +178,7 @@ def test_predictions_are_the_sum_over_bins_that_end_at_the_sample():
             stop = test.stamp_us[row] - lag * fitted.bin_us
             if stop - fitted.bin_us >= test.start_us - 1 and stop <= test.stop_us + 1:
                 inside = (test.spike_us >= stop - fitted.bin_us) & (test.spike_us < stop)
-                count = np.bincount(test.spike_unit[inside], minlength=5)
+                count = np.minimum(np.bincount(test.spike_unit[inside], minlength=5), fitted.most_U)
                 total += (count - fitted.mean_U) / fitted.std_U @ weight_UK
         assert value[row] == pytest.approx(total, abs=0.3)  # bins of 30.3 ms are told on a grid of 1.5 ms
 
@@ -189,6 +189,18 @@ def test_a_unit_silent_in_training_weighs_nothing():
     silent = replace(train, spike_us=train.spike_us[heard], spike_unit=train.spike_unit[heard])
     fitted = fit_wiener([silent], [make_stretch(2, 100, 20)], UNITS, WienerConfig(), causal=True)
     assert not fitted.weight_LUK[:, 7].any() and np.isfinite(fitted.predict(make_stretch(3, 200, 10))).all()
+
+
+def test_a_unit_that_bursts_beyond_its_training_does_not_carry_the_prediction_away():
+    train, valid, test = make_stretch(1, 0, 40), make_stretch(2, 100, 20), make_stretch(3, 200, 20)
+    few = (train.spike_unit != 7) | (np.cumsum(train.spike_unit == 7) <= 3)  # unit 7 fires three times in training
+    nearly = replace(train, spike_us=train.spike_us[few], spike_unit=train.spike_unit[few])
+    burst_us = np.repeat(np.arange(201_000_000, 219_000_000, 20_000), 20)
+    spike_us = np.concatenate((test.spike_us, burst_us))
+    unit, order = np.concatenate((test.spike_unit, np.full(len(burst_us), 7))), np.argsort(spike_us, kind="stable")
+    bursting = replace(test, spike_us=spike_us[order], spike_unit=unit[order])
+    fitted = fit_wiener([nearly], [valid], UNITS, WienerConfig(), causal=True)
+    assert r2(test.value, fitted.predict(bursting)) > r2(test.value, fitted.predict(test)) - 0.3
 
 
 def test_ridge_and_history_are_chosen_on_validation():
