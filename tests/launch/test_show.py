@@ -103,7 +103,8 @@ def test_a_shard_root_and_its_checksums(made, shown, tmp_path):
 
 def test_a_checkpoint(shown, tmp_path):
     statistics = TargetStatistics({"s/1": (np.zeros(2), np.ones(2))})
-    config = {"model": {"name": "poyo"}, "task": {"name": "regression", "signal": "cursor_vel"}, "window_s": 1.0}
+    config = {"model": {"name": "poyo"}, "task": {"name": "regression", "signal": "cursor_vel"}}
+    config |= {"window_s": 1.0, "dims": 2}
     save_checkpoint(
         tmp_path / "c",
         Checkpoint(
