@@ -68,6 +68,15 @@ def test_the_commands_of_the_readme_run_in_their_order(workplace, monkeypatch, c
     assert (workplace / "runs" / "finetune" / "report.html").stat().st_size > 10_000
 
 
+def test_the_recipe_of_the_readme_reads_a_file(workplace, tmp_path, capsys):
+    (recipe,) = re.findall(r"^```yaml\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(recipe)
+    file = workplace / "demo" / "nwb" / f"{FILES[0]}.nwb"
+    settings = [f"source={file}", f"output={tmp_path / 'sessions'}", "recipe.min_train_s=1", "workers=0"]
+    assert main(["prepare", str(tmp_path / "mine.yaml"), *settings]) == 0
+    assert "mine/Ada_CO-01" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("command", [line for line in commands(README) if line.startswith("make ")])
 def test_make_knows_its_targets(command):
     done = subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True)
