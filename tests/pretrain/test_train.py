@@ -2,8 +2,12 @@
 
 import csv
 import json
+import pickle
 import resource
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -95,6 +99,27 @@ def test_a_run_cut_short_ends_with_the_same_bits(shards, pretrained, tmp_path, m
     assert without_time(run) == without_time(pretrained)  # every step once
     one, other = load_checkpoint(run).weights, load_checkpoint(pretrained).weights
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_a_killed_run_ends_with_the_same_bits(shards, tmp_path):
+    """A real SIGKILL at whatever moment it strikes, in a process of its own."""
+    settings = tiny_config(shards, tmp_path / "whole").trainer
+    trainer = replace(settings, steps=160, val_every=80, save_every=20, log_every=1)
+    whole = pretrain(tiny_config(shards, tmp_path / "whole", trainer=trainer))
+    config = tiny_config(shards, tmp_path / "killed", trainer=trainer)
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
+    work = "import pickle, sys; from pretrain.train import pretrain; pretrain(pickle.load(open(sys.argv[1], 'rb')))"
+    child = subprocess.Popen([sys.executable, "-c", work, tmp_path / "config.pickle"])
+    metrics, deadline = tmp_path / "killed" / "metrics.csv", time.monotonic() + 60
+    while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 50):
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    child.kill()
+    child.wait()
+    killed = pretrain(config)
+    one, other = final_state(killed)["state_dict"], final_state(whole)["state_dict"]
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert [row["step"] for row in rows(killed)] == [row["step"] for row in rows(whole)]
 
 
 def test_a_finished_run_is_left_as_it_is(shards, pretrained, monkeypatch):
