@@ -52,6 +52,8 @@ class EvaluateConfig:
     "folder of shards; empty is what the run was trained on"
     sessions: list[str] = field(default_factory=list)
     "sessions, by glob patterns of their ids; empty are those the run was trained on"
+    verify: bool = True
+    "compare every shard with its checksum before anything starts; false begins at once on a corpus of terabytes"
     split: str = "test"
     "split to judge on: test, valid or train"
     step_s: float = 0.5
@@ -152,7 +154,7 @@ def _known_sessions(config: EvaluateConfig, models: dict[str, _Model]) -> ShardI
     signals = {model.sampling.signal for model in models.values()}
     if len(signals) > 1:
         raise ConfigError("checkpoints", f"they decode {' and '.join(sorted(signals))}", "compare those of one signal")
-    index = chosen_sessions(config.shards, config.sessions)
+    index = chosen_sessions(config.shards, config.sessions, verify=config.verify)
     known = [session for session in index.session_ids if any(session in m.sampling.sessions for m in models.values())]
     if not known:
         raise ConfigError(

@@ -35,6 +35,8 @@ class FinetuneConfig:
     "sessions to adapt to, by glob patterns of their ids"
     exclude: list[str] = field(default_factory=list)
     "sessions to leave out of those, by glob patterns"
+    verify: bool = True
+    "compare every shard with its checksum before anything starts; false begins at once on a corpus of terabytes"
     mode: str = "full"
     "unit_id (only new rows of units and sessions move), full (unit_id first, then all), scratch (the same model anew)"
     freeze_steps: int = 100
@@ -66,7 +68,7 @@ def finetune(config: FinetuneConfig) -> Path:
     if run.finished:
         return run.folder
     source = load_checkpoint(config.checkpoint)
-    index = chosen_sessions(config.shards, config.sessions, config.exclude)
+    index = chosen_sessions(config.shards, config.sessions, config.exclude, config.verify)
     if config.minutes_of_data is not None:
         index = index.limited(config.minutes_of_data)
     if config.mode == "scratch":

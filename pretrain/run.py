@@ -17,7 +17,16 @@ from pretrain.errors import ConfigError, DataError
 from sharding.index import ShardIndex
 
 # Settings that may differ when a run is continued: they say where and how fast, not what is computed.
-FREE = ("run:", "shards:", "trainer.threads:", "trainer.device:", "trainer.save_every:", "loader.workers:", "tracking.")
+FREE = (
+    "run:",
+    "shards:",
+    "verify:",
+    "trainer.threads:",
+    "trainer.device:",
+    "trainer.save_every:",
+    "loader.workers:",
+    "tracking.",
+)
 _PACKAGES = ("spikeloom", "torch", "lightning", "numpy")
 
 

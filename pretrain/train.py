@@ -36,6 +36,8 @@ class PretrainConfig:
     "sessions to train on, by glob patterns of their ids"
     exclude: list[str] = field(default_factory=list)
     "sessions to leave out of those, by glob patterns"
+    verify: bool = True
+    "compare every shard with its checksum before anything starts; false begins at once on a corpus of terabytes"
     model: PoyoConfig = field(
         default_factory=PoyoConfig, metadata={"choices": {name: schema for name, (schema, _) in MODELS.items()}}
     )
@@ -66,7 +68,7 @@ def pretrain(config: PretrainConfig) -> Path:
     run = open_run(config)
     if run.finished:
         return run.folder
-    index = chosen_sessions(config.shards, config.sessions, config.exclude)
+    index = chosen_sessions(config.shards, config.sessions, config.exclude, config.verify)
     model, task, sampling = untrained(config.model, config.task, config.window_s, index, config)
     module = DecodingModule(model, task, config.optim, config.trainer.steps, config.seed)
     train(run, module, index, sampling, config)
@@ -130,9 +132,12 @@ def open_run(config) -> Run:
     return run
 
 
-def chosen_sessions(shards: str, patterns: list[str], exclude: list[str] = ()) -> ShardIndex:
-    """The sessions of a shard root that fit a pattern and no excluding one; raises ConfigError where none is left."""
-    index = ShardIndex.open(shards).matching(patterns)
+def chosen_sessions(shards: str, patterns: list[str], exclude: list[str] = (), verify: bool = False) -> ShardIndex:
+    """The sessions of a shard root that fit a pattern and no excluding one; raises ConfigError where none is left.
+
+    With `verify` every shard is compared with its checksum first; raises ShardError.
+    """
+    index = ShardIndex.open(shards, verify=verify).matching(patterns)
     left_out = set(index.matching(exclude).session_ids) if exclude else set()
     left = [session for session in index.session_ids if session not in left_out]
     if not left:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pretrain.checkpoint import load_checkpoint
-from pretrain.errors import CheckpointError, ConfigError
+from pretrain.errors import CheckpointError, ConfigError, ShardError
 from pretrain.module import DecodingModule
 from pretrain.train import pretrain
 from sharding.loader import LoaderConfig
@@ -204,3 +204,15 @@ def test_workers_hand_over_the_same_batches(shards, pretrained, tmp_path):
     config = tiny_config(shards, tmp_path / "run", loader=LoaderConfig(batch_windows=4, workers=1))
     one, other = final_state(pretrain(config))["state_dict"], final_state(pretrained)["state_dict"]
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_a_flipped_byte_in_a_shard_stops_a_training_before_it_starts(shards, tmp_path):
+    shutil.copytree(shards, tmp_path / "shards")
+    tar = next((tmp_path / "shards").glob("train-*.tar"))
+    data = bytearray(tar.read_bytes())
+    data[len(data) // 2] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(ShardError, match=f"{tar.name}: its sha256 is not what the index says; "):
+        pretrain(tiny_config(tmp_path / "shards", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+    assert pretrain(tiny_config(tmp_path / "shards", tmp_path / "run", verify=False)).exists()
