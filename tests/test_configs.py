@@ -75,3 +75,9 @@ def test_every_section_of_a_training_can_be_swapped_by_a_file():
         if folder in SECTIONS:
             swapped = load(Both, None, [f"first.{folder}={name_of(path)}"])
             assert getattr(swapped.first, folder) == loaded(path)
+
+
+def test_a_scale_of_targets_is_a_word_or_a_number(tmp_path):
+    (tmp_path / "run.yaml").write_text("task: {scale: 20}\n")
+    assert load(PretrainConfig, str(tmp_path / "run.yaml"), []).task.scale == 20.0
+    assert load(PretrainConfig, None, ["task.scale=std"]).task.scale == "std"

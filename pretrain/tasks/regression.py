@@ -16,7 +16,7 @@ class RegressionConfig:
     "behaviour series to decode, by its name in the shards"
     center: bool = False
     "subtract each session's training mean from the targets (POYO only divides; positions need it)"
-    scale: str = "recipe"
+    scale: float | str = "recipe"
     "divide targets by: recipe (the constant the recipe gives, else robust), robust (robust training sd), std, or a number"
     use_recipe_weights: bool = True
     "start from the loss weights and evaluation phases the recipe advises"
