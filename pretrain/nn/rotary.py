@@ -2,7 +2,7 @@
 
 Only the first half of a head's channels turns, in adjacent pairs (2i, 2i+1) at log-spaced periods; the rest stays (POYO:
 head width 64, 16 periods from 0.1 ms to 2.06 s). Angles are float32 whatever the autocast dtype. A pair is handled as one
-complex number: one multiplication a pair, on a CPU some fifteen times faster than sines and cosines on strided halves.
+complex number: one multiplication a pair, on a CPU eight times faster than sines and cosines on strided halves.
 """
 
 import math
