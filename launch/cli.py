@@ -54,7 +54,7 @@ def _run(argv: list[str]) -> int:
     file, settings = _file_and_settings(name, words)
     if file is None and not settings and verb.needs:
         raise ConfigError(f"spikeloom {name}", f"{verb.needs} is missing", f"see spikeloom {name} --help")
-    config = load(verb.schema(), file, settings, positional=verb.positional)
+    config = load(verb.schema(), file or verb.file, settings, positional=verb.positional)
     if "--dry-run" in options:
         print(to_yaml(config), end="", flush=True)
         print("\n".join(f"# {line}" for line in verb.plan(config)))

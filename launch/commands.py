@@ -20,6 +20,7 @@ class Verb:
     word: str = "[CONFIG]"  # what stands after the verb
     positional: str | None = None  # the field that this word sets; None: it is the file of the whole config
     needs: str = ""  # what is missing when nothing was given; "" where the defaults suffice
+    file: str | None = None  # the shipped config that is taken where none is given; None: the schema's defaults
 
 
 def _prepare_schema() -> type:
@@ -218,19 +219,21 @@ VERBS = {
     ),
     "pretrain": Verb(
         "train a model on the sessions of a shard root",
-        "spikeloom pretrain configs/pretrain/demo.yaml shards=shards run=runs/pretrain",
+        "spikeloom pretrain shards=shards run=runs/pretrain exclude='*HELD_OUT'",
         _pretrain_schema,
         _pretrain,
         _plan_pretrain,
         needs="shards=FOLDER run=FOLDER",
+        file="pretrain/fast.yaml",
     ),
     "finetune": Verb(
         "adapt a checkpoint to sessions it never saw",
-        "spikeloom finetune configs/finetune/demo.yaml checkpoint=runs/pretrain shards=shards run=runs/finetune",
+        "spikeloom finetune checkpoint=runs/pretrain shards=shards sessions='*NEW' run=runs/finetune",
         _finetune_schema,
         _finetune,
         _plan_finetune,
         needs="checkpoint=FOLDER shards=FOLDER run=FOLDER",
+        file="finetune/fast.yaml",
     ),
     "evaluate": Verb(
         "judge a run on held-out intervals beside a Wiener filter, and write its report",

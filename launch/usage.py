@@ -37,6 +37,7 @@ def verb_usage(name: str, verb, schema: type) -> str:
         f"usage: spikeloom {name} {word}[key=value ...] [--dry-run]",
         f"e.g.   {verb.example}",
         "",
+        *([f"Without CONFIG it takes configs/{verb.file}; what a file does not say is as below.", ""] if verb.file else []),
         "settings:",
     ]
     return "\n".join(lines + _settings(schema, "", deeper=True))

@@ -3,13 +3,14 @@
 import errno
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from data_prep.errors import SessionError
 from launch import cli
 from launch.commands import VERBS, Verb
+from launch.config import load
 from launch.table import print_table
 
 
@@ -96,6 +97,23 @@ def test_a_verb_runs_with_its_settings(toy):
     _, calls = toy
     assert cli.main(["toy", "output=o", "net.depth=2"]) == 0
     assert calls == [ToyConfig(output="o", net=Net(depth=2))]
+
+
+def test_a_verb_without_a_config_takes_its_own_file(toy, tmp_path, monkeypatch, capsys):
+    _, calls = toy
+    for name in ("own", "given"):
+        (tmp_path / f"{name}.yaml").write_text(f"steps: {len(name)}\n")
+    own, given = str(tmp_path / "own.yaml"), str(tmp_path / "given.yaml")
+    monkeypatch.setitem(VERBS, "toy", replace(VERBS["toy"], file=own))
+    assert cli.main(["toy", "output=o"]) == cli.main(["toy", given, "output=o"]) == 0
+    assert [config.steps for config in calls] == [3, 5]
+    assert cli.main(["toy", "--help"]) == 0
+    assert f"Without CONFIG it takes configs/{own}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", [name for name, verb in VERBS.items() if verb.file])
+def test_the_file_a_verb_takes_by_itself_is_shipped(verb):
+    load(VERBS[verb].schema(), VERBS[verb].file, [])
 
 
 def test_dry_run_prints_the_resolved_config_and_does_nothing(toy, capsys):
