@@ -31,13 +31,14 @@ def overview(verbs: dict) -> str:
 def verb_usage(name: str, verb, schema: type) -> str:
     """What `spikeloom VERB --help` prints: every setting, one level of sections deep."""
     word = verb.word + " " if verb.word else ""
+    taken = f"Without CONFIG it takes configs/{verb.file}; what a file does not say is as below."
     lines = [
         verb.help,
         "",
         f"usage: spikeloom {name} {word}[key=value ...] [--dry-run]",
         f"e.g.   {verb.example}",
         "",
-        *([f"Without CONFIG it takes configs/{verb.file}; what a file does not say is as below.", ""] if verb.file else []),
+        *([taken, ""] if verb.file else []),
         "settings:",
     ]
     return "\n".join(lines + _settings(schema, "", deeper=True))
