@@ -5,35 +5,33 @@ a real short `pretrain`. Synthetic sessions by default; a folder of NWB files an
 """
 
 import json
-import os
-import platform
-import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
 from data_prep.errors import ConfigError, DataError
-from data_prep.prepare import PrepareConfig, find_files, prepare
-from data_prep.synthetic import SyntheticConfig, write_sessions
-from launch.config import load
+from data_prep.prepare import PrepareConfig, find_files
+from launch.bench_learn import LearnConfig, learn
+from launch.bench_machine import circumstances, in_a_line
+from launch.bench_sessions import SYNTHETIC_RECIPE, reading_of, shards_of, simulated
 from launch.files import did_you_mean
 from launch.record import read_metrics
 from launch.table import as_text, print_table
 from pretrain.train import PretrainConfig, chosen_sessions, pretrain, sampling_of, vocabularies
 from sharding.index import ShardIndex
 from sharding.loader import LoaderConfig, train_loader
-from sharding.shard import ShardConfig, shard
 from sharding.statistics import target_statistics
 
 PARTS = ("ingest", "loader", "train", "size")
-SYNTHETIC_RECIPE = "dandisets/synthetic.yaml"
+# What takes longer is no part of "all". Each is called with the config and the folder of its results.
+STUDIES: dict[str, Callable[["BenchConfig", Path], None]] = {
+    "learn": lambda config, folder: learn(config.learn, folder),
+}
 # Peak memory of a command. A child begins with the peak of the process that forks it: so a small one stands between.
 WATCHER = (
     "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]);"
@@ -55,7 +53,7 @@ def _training() -> PretrainConfig:
 @dataclass(frozen=True)
 class BenchConfig:
     what: str = "all"
-    "what to measure: ingest, loader, train, size, or all"
+    "what to measure: ingest, loader, train, size, or all of these; or learn: how fast recipes learn"
     output: str = "bench"
     "folder of the sessions, shards and results"
     nwb: str = ""
@@ -74,6 +72,8 @@ class BenchConfig:
     "numbers of loader workers to compare"
     training: PretrainConfig = field(default_factory=_training)
     "what is trained and how; its shards and run are set here"
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    "what `bench learn` compares"
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,23 @@ class Measurement:
 
 
 def bench(config: BenchConfig) -> list[Measurement]:
-    """Measure, print the table and write bench.json and bench.md into the output; raises what the stages raise."""
-    if config.what not in ("all", *PARTS):
-        raise ConfigError("what", f"{config.what!r} cannot be measured", did_you_mean(config.what, ("all", *PARTS)))
+    """Measure, print the table and write bench.json and bench.md into the output; raises what the stages raise.
+
+    A study writes into a folder of its own below the output instead, and gives no measurements.
+    """
+    if config.what not in ("all", *PARTS, *STUDIES):
+        options = ("all", *PARTS, *STUDIES)
+        raise ConfigError("what", f"{config.what!r} cannot be measured", did_you_mean(config.what, options))
     folder = Path(config.output)
-    nwb = _nwb(config, folder)
-    paths = [f"source={nwb}", f"output={folder / 'sessions'}"]
-    reading = load(PrepareConfig, config.recipe, paths, positional="recipe")
+    if config.what in STUDIES:
+        STUDIES[config.what](config, folder / config.what)
+        return []
+    nwb = Path(config.nwb) if config.nwb else simulated(folder, config.sessions, config.minutes)
+    reading = reading_of(nwb, config.recipe, folder)
     wanted = PARTS if config.what == "all" else (config.what,)
     out = list(_ingestion(config, reading)) if "ingest" in wanted else []
     if set(wanted) - {"ingest"}:
-        index = _shards(reading, folder)
+        index = shards_of(reading, folder)
         for part, measure in (("loader", _loading), ("train", _training_speed)):
             if part in wanted:
                 out += measure(config, index)
@@ -106,23 +112,6 @@ def bench(config: BenchConfig) -> list[Measurement]:
     print_table("bench", ["what", "value", "unit", "of"], [[m.what, m.value, m.unit, m.of] for m in out])
     _write(folder, out)
     return out
-
-
-def _nwb(config: BenchConfig, folder: Path) -> Path:
-    if config.nwb:
-        return Path(config.nwb)
-    target = folder / f"nwb-{config.sessions}x{config.minutes:g}min"
-    if not (target / "truth.json").exists():
-        print(f"simulating {config.sessions} sessions ...", file=sys.stderr)
-        write_sessions(target, SyntheticConfig(minutes=config.minutes, sessions=config.sessions))
-    return target
-
-
-def _shards(reading: PrepareConfig, folder: Path) -> ShardIndex:
-    report = prepare(reading)
-    if not any(row.status != "refused" for row in report.rows):
-        raise DataError(reading.source, f"none of its {len(report.rows)} files could be read", report.rows[0].message)
-    return shard(ShardConfig(sessions=reading.output, output=str(folder / "shards")))
 
 
 def _ingestion(config: BenchConfig, reading: PrepareConfig) -> Iterator[Measurement]:
@@ -206,18 +195,12 @@ def _sizes(reading: PrepareConfig, index: ShardIndex) -> Iterator[Measurement]:
 
 
 def _write(folder: Path, measurements: list[Measurement]) -> None:
-    facts = {
-        "command": shlex.join(["spikeloom", *sys.argv[1:]]),
-        "machine": machine(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {name: version(name) for name in ("spikeloom", "torch", "numpy")},
-    }
+    facts = circumstances()
     folder.mkdir(parents=True, exist_ok=True)
     content = {**facts, "measurements": [asdict(m) for m in measurements]}
     (folder / "bench.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    told = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
     lines = [
-        f"`{facts['command']}`, {facts['date'][:10]}, {facts['machine']}, {told}",
+        in_a_line(facts),
         "",
         "| what | value | unit | of |",
         "|---|---|---|---|",
@@ -225,19 +208,3 @@ def _write(folder: Path, measurements: list[Measurement]) -> None:
     lines += [f"| {m.what} | {as_text(m.value)} | {m.unit} | {m.of} |" for m in measurements]
     (folder / "bench.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"written: {folder / 'bench.json'}, {folder / 'bench.md'}")
-
-
-def machine() -> str:
-    """Processor, cores and memory in words."""
-    names = [line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    kb = [int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal")]
-    memory = f", {kb[0] / 2**20:.0f} GiB" if kb else ""
-    return f"{names[0] if names else platform.machine()}, {cores} cores{memory}, {platform.system()}"
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []

@@ -107,7 +107,7 @@ DOORS = {
     "wandb": ("pretrain/tracking.py", "launch/scaling.py"),
     "omegaconf": ("launch/config.py",),
     "yaml": ("launch/config.py", "pretrain/run.py"),
-    "matplotlib": ("launch/report*.py", "launch/figures.py"),
+    "matplotlib": ("launch/report*.py", "launch/figures*.py"),
     "jinja2": ("launch/report*.py",),
 }
 DRAWERS = ("utils", "common", "helpers", "base")

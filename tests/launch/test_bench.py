@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from launch.bench import BenchConfig, bench, machine
+from launch.bench import BenchConfig, bench
+from launch.bench_machine import machine
 from launch.cli import main
 from launch.config import load
 
