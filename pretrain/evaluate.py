@@ -21,7 +21,7 @@ import torch
 
 from pretrain.checkpoint import load_checkpoint, load_model
 from pretrain.errors import ConfigError, ShardError
-from pretrain.metrics import mean_of_defined, r2_per_dimension
+from pretrain.metrics import mean_of_defined, r2, r2_per_dimension
 from pretrain.module import DecodingModule
 from pretrain.optim import OptimConfig
 from pretrain.outputs import Prediction
@@ -185,6 +185,27 @@ def _linear(
             value = np.concatenate([fitted.predict(s) for s in judged])[order].astype(np.float32)
             facts = {"history_s": fitted.history_s, "ridge": list(fitted.ridge), "bin_s": fitted.bin_us * 1e-6}
             yield label, Prediction(session, prediction.time, value, prediction.target, prediction.evaluated), facts
+
+
+def linear_scores(index: ShardIndex, sampling: Sampling, split: str) -> dict[str, tuple[float, float]]:
+    """R2 of each Wiener filter on the evaluated samples of a split, mean over sessions, and the seconds of its fits.
+
+    Histories and ridges are chosen on the valid split: where that is `split`, the filters are favoured. Raises
+    ConfigError where a split has too few samples.
+    """
+    out = {}
+    for label, causal in WIENER.items():
+        scores, seconds = [], 0.0
+        for session in index.session_ids:
+            train, valid = stretches(index, session, sampling, "train"), stretches(index, session, sampling, "valid")
+            judged = stretches(index, session, sampling, split)
+            began = time.monotonic()
+            fitted = fit_wiener(train, valid, len(index.unit_ids(session)), WienerConfig(), causal)
+            seconds += time.monotonic() - began
+            target = np.concatenate([s.value[s.evaluated] for s in judged])
+            scores.append(r2(target, np.concatenate([fitted.predict(s)[s.evaluated] for s in judged])))
+        out[label] = mean_of_defined(scores), seconds
+    return out
 
 
 def _write(

@@ -75,6 +75,7 @@ OURS = {
         "pretrain.train",
         "pretrain.models.poyo",
         "pretrain.optim",
+        "pretrain.evaluate",
     ),
     "launch/*": ("data_prep.errors",),
 }
