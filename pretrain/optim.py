@@ -28,6 +28,12 @@ class OptimConfig:
     "learning rate at the end, in multiples of lr"
     clip_norm: float = 0.0
     "gradient norm clipped to this; 0 does not clip"
+    average: float = 0.0
+    "decay a step of a running average of the weights, which is validated and exported in their place; 0 takes none"
+
+    def __post_init__(self):
+        if not 0 <= self.average < 1:
+            raise ConfigError("optim.average", f"is {self.average}", "give a decay from 0 up to, not including, 1")
 
 
 class Lamb(torch.optim.Optimizer):

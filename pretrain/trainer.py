@@ -8,12 +8,13 @@ import logging
 import math
 import os
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import lightning
 import torch
 
+from pretrain.average import WeightAverage
 from pretrain.checkpoint import checkpoint_of, save_checkpoint
 from pretrain.datamodule import ShardDataModule
 from pretrain.errors import CheckpointError, ConfigError
@@ -106,9 +107,12 @@ class Keeper(lightning.Callback):
         self.tracker, self.progress = tracker, progress
         self.best, self.best_step = -math.inf, None
         self.loss_sum, self.loss_steps, self.latest = 0.0, 0, {}
+        self.average: WeightAverage | None = None
+        self._saved_average: dict | None = None
 
     def state_dict(self) -> dict:
         return {
+            "average": self.average.state_dict() if self.average else None,
             "best": self.best,
             "best_step": self.best_step,
             "loss_sum": float(self.loss_sum),
@@ -118,9 +122,13 @@ class Keeper(lightning.Callback):
 
     def load_state_dict(self, state: dict) -> None:
         for name, value in state.items():
-            setattr(self, name, value)
+            setattr(self, "_saved_average" if name == "average" else name, value)
 
     def on_train_start(self, trainer, module) -> None:
+        if module.optim.average:
+            self.average = WeightAverage(module.parameters(), module.optim.average)
+            if self._saved_average:
+                self.average.load_state_dict(self._saved_average)
         if trainer.global_step == 0:  # an untrained or merely enlarged model is a candidate too
             self._record(0, self._validate(trainer, module, 0))
 
@@ -131,6 +139,8 @@ class Keeper(lightning.Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         step, row = trainer.global_step, {}
+        if self.average:
+            self.average.update()
         self.loss_sum = self.loss_sum + outputs["loss"].detach()
         self.loss_steps += 1
         if self._due(step, self.config.log_every):
@@ -159,7 +169,11 @@ class Keeper(lightning.Callback):
         }
 
     def _validate(self, trainer, module, step: int) -> dict[str, float]:
-        """Loss and R2 of the valid split; the weights are exported where the mean R2 is the best yet."""
+        """Loss and R2 of the valid split; the weights, or their average, are exported where the mean R2 is the best yet."""
+        with self.average.in_place() if self.average else nullcontext():
+            return self._judge(trainer, module, step)
+
+    def _judge(self, trainer, module, step: int) -> dict[str, float]:
         stitcher = Stitcher(self.data.sampling.sessions, self.data.sampling.statistics)
         loss_sum, weight_sum = 0.0, 0.0
         module.eval()

@@ -16,6 +16,7 @@ import torch
 from pretrain.checkpoint import load_checkpoint
 from pretrain.errors import CheckpointError, ConfigError, ShardError
 from pretrain.module import DecodingModule
+from pretrain.optim import OptimConfig
 from pretrain.train import pretrain
 from sharding.loader import LoaderConfig
 from tests.pretrain.conftest import tiny_config, tiny_model
@@ -105,8 +106,9 @@ def test_a_killed_run_ends_with_the_same_bits(shards, tmp_path):
     """A real SIGKILL at whatever moment it strikes, in a process of its own."""
     settings = tiny_config(shards, tmp_path / "whole").trainer
     trainer = replace(settings, steps=160, val_every=80, save_every=20, log_every=1)
-    whole = pretrain(tiny_config(shards, tmp_path / "whole", trainer=trainer))
-    config = tiny_config(shards, tmp_path / "killed", trainer=trainer)
+    optim = OptimConfig(lr=5e-3, average=0.9)
+    whole = pretrain(tiny_config(shards, tmp_path / "whole", trainer=trainer, optim=optim))
+    config = tiny_config(shards, tmp_path / "killed", trainer=trainer, optim=optim)
     (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
     work = "import pickle, sys; from pretrain.train import pretrain; pretrain(pickle.load(open(sys.argv[1], 'rb')))"
     child = subprocess.Popen([sys.executable, "-c", work, tmp_path / "config.pickle"])
@@ -118,6 +120,8 @@ def test_a_killed_run_ends_with_the_same_bits(shards, tmp_path):
     child.wait()
     killed = pretrain(config)
     one, other = final_state(killed)["state_dict"], final_state(whole)["state_dict"]
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    one, other = load_checkpoint(killed).weights, load_checkpoint(whole).weights
     assert all(torch.equal(one[name], other[name]) for name in other)
     assert [row["step"] for row in rows(killed)] == [row["step"] for row in rows(whole)]
 
