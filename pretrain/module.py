@@ -49,7 +49,7 @@ class DecodingModule(lightning.LightningModule):
         return self.global_step < self.frozen_steps
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        torch.manual_seed((self.seed * 1_000_003 + self.global_step) % 2**63)
+        seed_step(self.seed, self.global_step)
         if self.frozen_steps:
             tables = self._tables()
             for weight in self.parameters():
@@ -80,6 +80,11 @@ class _Only:
         if not self.module.frozen:
             return grad
         return torch.cat((torch.zeros_like(grad[: self.first]), grad[self.first :]))
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Make torch draw the dropout of a step, whatever was drawn before."""
+    torch.manual_seed((seed * 1_000_003 + step) % 2**63)
 
 
 def norm_of(tensors) -> float:
