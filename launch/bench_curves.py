@@ -144,7 +144,10 @@ def numbers(run: Trained, level: float | None, reference: Trained | None) -> dic
     as_good = needed = None
     if reference is not None and reference.curve is not None:
         as_good, needed = curve.reached(reference.curve.best), reference.curve.reached(reference.curve.best)
-    times = [a / b if b else None for a, b in zip(needed, as_good)] if as_good else (None, None)
+    learning = (
+        as_good and as_good[0] > 0 and needed[0] > 0
+    )  # a level that is there before the first step says nothing of speed
+    times = [a / b for a, b in zip(needed, as_good)] if learning else (None, None)
     values = (
         curve.best,
         float(curve.r2[-1]),

@@ -3,6 +3,11 @@
 Every training is a real `pretrain` in a process of its own, so its seconds are those a user would see. What is finished
 is kept: a study that is interrupted, or given more recipes, seeds or sources, goes on from what is there.
 
+    spikeloom bench learn learn=FILE, where the file holds for example
+        sources: {spike: {shards: shards, sessions: ['*20120821']}, rat: {shards: rats, task: task/position.yaml}}
+        recipes: {paper: {config: pretrain/paper.yaml}, fast: {config: pretrain/fast.yaml, windows: 32000}}
+        seeds: [1, 2, 3]
+
     OUTPUT/learn/learn.json, learn.md, learn.png, learn.svg
     OUTPUT/learn/runs/SOURCE/RECIPE/SEED/        the run folder; its settings and its log lie beside it
     OUTPUT/learn/data/                           shards of the sources that gave none
@@ -64,9 +69,9 @@ def _recipes() -> dict[str, LearnRecipe]:
 @dataclass(frozen=True)
 class LearnConfig:
     sources: dict[str, LearnSource] = field(default_factory=dict)
-    "label -> what is learned: shards or NWB files, sessions, task; empty is one simulated session"
+    "label -> what is learned, {shards or nwb and recipe or minutes, sessions, task}; empty is one simulated session"
     recipes: dict[str, LearnRecipe] = field(default_factory=_recipes)
-    "label -> how: YAML of a pretraining and settings laid over it; the first is the reference of the others"
+    "label -> how, {config: YAML of a pretraining, settings: [key=value], windows}; the first is the others' reference"
     windows: int = 128_000
     "budget: windows seen by each training"
     points: int = 40
