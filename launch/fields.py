@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import textwrap
 import types
 import typing
@@ -99,7 +100,9 @@ def in_words(hint) -> str:
 
 def type_name(hint) -> str:
     """A short name of the type, as one would write it."""
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+    if isinstance(hint, type) and not typing.get_args(hint):
+        return hint.__name__
+    return re.sub(r"\b(\w+\.)+", "", str(hint))  # without the modules of its parts
 
 
 @cache

@@ -76,4 +76,6 @@ def _default(field: Field) -> str:
     if field.make is None:
         return "must be given"
     value = field.make()
+    if isinstance(value, dict) and any(map(is_dataclass, value.values())):
+        return "{" + ", ".join(value) + "}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
