@@ -9,6 +9,8 @@ from torch import nn
 
 from pretrain.errors import ConfigError
 
+BETA1 = 0.9  # memory of the gradients, of both optimisers and all recipes
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -20,6 +22,8 @@ class OptimConfig:
     "learning rate of unit and session embeddings, in multiples of lr"
     weight_decay: float = 1e-4
     "decay of the weights; adamw leaves embeddings, biases and norms undecayed, lamb decays all as the paper does"
+    beta2: float = 0.999
+    "memory of the squared gradients: lower forgets the steep first steps sooner, which short trainings want"
     warmup_steps: int = 0
     "steps of linear warm-up"
     hold: float = 0.5
@@ -99,19 +103,20 @@ def build_optimizer(
     tables, matrices, vectors = [], [], []
     for name, weight in named_parameters:
         (tables if name in table_names else matrices if weight.ndim > 1 else vectors).append(weight)
+    shared = dict(lr=config.lr, betas=(BETA1, config.beta2), weight_decay=config.weight_decay)
     if config.name == "lamb":
         groups = [
             dict(params=matrices + vectors),
             dict(params=tables, lr=config.lr * config.table_lr, sparse_rows=True),
         ]
-        optimizer = Lamb(_filled(groups), lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = Lamb(_filled(groups), **shared)
     elif config.name == "adamw":
         groups = [
             dict(params=matrices),
             dict(params=vectors, weight_decay=0.0),
             dict(params=tables, lr=config.lr * config.table_lr, weight_decay=0.0),
         ]
-        optimizer = torch.optim.AdamW(_filled(groups), lr=config.lr, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(_filled(groups), **shared)
     else:
         raise ConfigError("optim.name", f"{config.name!r} is not an optimiser here", "take lamb or adamw")
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, config))

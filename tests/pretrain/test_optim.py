@@ -79,6 +79,20 @@ def test_table_rate_is_a_multiple_and_adamw_decays_matrices_only():
     }
 
 
+def test_a_lower_beta2_forgets_a_steep_start_sooner():
+    moved = {}
+    for beta2 in (0.999, 0.95):
+        weight = torch.nn.Parameter(torch.ones(4, 4))
+        config = OptimConfig(lr=1e-3, beta2=beta2, weight_decay=0.0, hold=1.0)
+        optimizer, _ = build_optimizer([("matrix", weight)], set(), config, 300)
+        for step in range(240):
+            weight.grad = torch.full_like(weight, 100.0 if step == 0 else 1.0)
+            before = weight.detach().clone()
+            optimizer.step()
+        moved[beta2] = (weight.detach() - before).abs().mean().item()
+    assert moved[0.95] == pytest.approx(1e-3, rel=0.05) and moved[0.999] < 0.2e-3
+
+
 def test_unknown_optimizer_is_one_line():
     with pytest.raises(ConfigError, match="'adam' is not an optimiser here; take lamb or adamw"):
         build_optimizer([], set(), OptimConfig(name="adam"), 1)
