@@ -16,12 +16,14 @@ from tempfile import TemporaryDirectory
 
 from data_prep.errors import ConfigError, DataError
 from data_prep.prepare import PrepareConfig, find_files
+from launch.bench_diagnose import diagnosed
 from launch.bench_learn import LearnConfig, learn
 from launch.bench_machine import circumstances, in_a_line
 from launch.bench_sessions import SYNTHETIC_RECIPE, reading_of, shards_of, simulated
 from launch.files import did_you_mean
 from launch.record import read_metrics
 from launch.table import as_text, print_table
+from pretrain.diagnose import DiagnoseConfig
 from pretrain.train import PretrainConfig, chosen_sessions, pretrain, sampling_of, vocabularies
 from sharding.index import ShardIndex
 from sharding.loader import LoaderConfig, train_loader
@@ -31,6 +33,7 @@ PARTS = ("ingest", "loader", "train", "size")
 # What takes longer is no part of "all". Each is called with the config and the folder of its results.
 STUDIES: dict[str, Callable[["BenchConfig", Path], None]] = {
     "learn": lambda config, folder: learn(config.learn, folder),
+    "diagnose": lambda config, folder: diagnosed(config.training, config.diagnose, _shards_to_diagnose(config), folder),
 }
 # Peak memory of a command. A child begins with the peak of the process that forks it: so a small one stands between.
 WATCHER = (
@@ -53,7 +56,7 @@ def _training() -> PretrainConfig:
 @dataclass(frozen=True)
 class BenchConfig:
     what: str = "all"
-    "what to measure: ingest, loader, train, size, or all of these; or learn: how fast recipes learn"
+    "what to measure: ingest, loader, train, size, or all of these; learn: how fast recipes learn; diagnose: their first steps"
     output: str = "bench"
     "folder of the sessions, shards and results"
     nwb: str = ""
@@ -74,6 +77,8 @@ class BenchConfig:
     "what is trained and how; its shards and run are set here"
     learn: LearnConfig = field(default_factory=LearnConfig)
     "what `bench learn` compares"
+    diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
+    "where `bench diagnose` looks while it trains `training`"
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,7 @@ def bench(config: BenchConfig) -> list[Measurement]:
     if config.what in STUDIES:
         STUDIES[config.what](config, folder / config.what)
         return []
-    nwb = Path(config.nwb) if config.nwb else simulated(folder, config.sessions, config.minutes)
-    reading = reading_of(nwb, config.recipe, folder)
+    reading = _reading(config)
     wanted = PARTS if config.what == "all" else (config.what,)
     out = list(_ingestion(config, reading)) if "ingest" in wanted else []
     if set(wanted) - {"ingest"}:
@@ -112,6 +116,17 @@ def bench(config: BenchConfig) -> list[Measurement]:
     print_table("bench", ["what", "value", "unit", "of"], [[m.what, m.value, m.unit, m.of] for m in out])
     _write(folder, out)
     return out
+
+
+def _reading(config: BenchConfig) -> PrepareConfig:
+    """How the NWB files are read that the config gives, or that are simulated."""
+    folder = Path(config.output)
+    nwb = Path(config.nwb) if config.nwb else simulated(folder, config.sessions, config.minutes)
+    return reading_of(nwb, config.recipe, folder)
+
+
+def _shards_to_diagnose(config: BenchConfig) -> str:
+    return config.diagnose.shards or str(shards_of(_reading(config), Path(config.output)).root)
 
 
 def _ingestion(config: BenchConfig, reading: PrepareConfig) -> Iterator[Measurement]:

@@ -76,7 +76,9 @@ OURS = {
         "pretrain.models.poyo",
         "pretrain.optim",
         "pretrain.evaluate",
+        "pretrain.diagnose",
     ),
+    "launch/figures_diagnose.py": ("pretrain.diagnose",),
     "launch/*": ("data_prep.errors",),
 }
 
