@@ -60,6 +60,8 @@ class LearnRecipe:
     "key=value settings laid over it"
     windows: int | None = None
     "a budget of its own; null is the common one"
+    seeds: list[int] | None = None
+    "seeds of its own; null is the common ones"
 
 
 def _recipes() -> dict[str, LearnRecipe]:
@@ -71,7 +73,7 @@ class LearnConfig:
     sources: dict[str, LearnSource] = field(default_factory=dict)
     "label -> what is learned, {shards or nwb and recipe or minutes, sessions, task}; empty is one simulated session"
     recipes: dict[str, LearnRecipe] = field(default_factory=_recipes)
-    "label -> how, {config: YAML of a pretraining, settings: [key=value], windows}; the first is the others' reference"
+    "label -> how, {config: YAML of a pretraining, settings: [key=value], windows, seeds}; the first is the reference"
     windows: int = 128_000
     "budget: windows seen by each training"
     points: int = 40
@@ -144,8 +146,7 @@ def learn(config: LearnConfig, folder: Path) -> None:
     trainings = [
         _Training(label, recipe, _training(config, source, indices[label], recipe, seed, folder / "runs" / label))
         for label, source in sources.items()
-        for seed in config.seeds
-        for recipe in config.recipes
+        for seed, recipe in _in_turn(config)
     ]
     for training in trainings:
         _check(training, indices[training.source])
@@ -163,6 +164,13 @@ def learn(config: LearnConfig, folder: Path) -> None:
     if failed:
         found = f"{len(failed)} of {len(trainings)} trainings failed: {', '.join(list(failed)[:5])}"
         raise DataError(folder / "learn.md", found, f"see their .log below {folder / 'runs'}; the others stand")
+
+
+def _in_turn(config: LearnConfig) -> list[tuple[int, str]]:
+    """Seed and recipe of every training of a source: each recipe once, then each with its next seed, and so on."""
+    seeds = {label: recipe.seeds or config.seeds for label, recipe in config.recipes.items()}
+    rounds = range(max(map(len, seeds.values())))
+    return [(seeds[label][nth], label) for nth in rounds for label in seeds if nth < len(seeds[label])]
 
 
 def _opened(source: LearnSource, folder: Path) -> ShardIndex:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data_prep.errors import ConfigError
 from launch.bench_curves import Learned, LearningCurve, Linear, Trained, first_reached, numbers, stat, summary
 from launch.bench_grid import Job, run_all
-from launch.bench_learn import LearnConfig, LearnRecipe
+from launch.bench_learn import LearnConfig, LearnRecipe, _in_turn
 from launch.bench_told import markdown, rows, told
 from launch.cli import main
 from launch.config import load
@@ -30,7 +30,7 @@ sources: {ada: {minutes: 1, recipe: small.yaml}}
 recipes:
   plain: {config: tiny.yaml}
   slow: {config: tiny.yaml, settings: [optim.lr=1e-5, loader.batch_windows=2], windows: 6}
-  wild: {config: tiny.yaml, settings: [optim.lr=1e30]}
+  wild: {config: tiny.yaml, settings: [optim.lr=1e30], seeds: [8]}
 windows: 16
 points: 2
 seeds: [7]
@@ -50,6 +50,11 @@ def learned(**runs: Trained) -> Learned:
 
 
 # ------------------------------------------------------------------------------------------------ pure functions
+
+
+def test_a_recipe_may_have_seeds_of_its_own_and_every_recipe_learns_once_before_any_learns_twice():
+    recipes = {"long": LearnRecipe("a.yaml", seeds=[5]), "short": LearnRecipe("b.yaml")}
+    assert _in_turn(LearnConfig(recipes=recipes, seeds=[1, 2])) == [(5, "long"), (1, "short"), (2, "short")]
 
 
 @pytest.mark.parametrize(
