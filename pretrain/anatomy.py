@@ -123,11 +123,8 @@ class Look:
         for block, parts in self.latent.items():
             z = np.concatenate(parts)
             windows, steps, latents, width = z.shape
-            place = np.tile(np.arange(steps * latents), windows)
-            window = np.repeat(np.arange(windows), steps * latents) * latents + np.tile(
-                np.arange(latents), windows * steps
-            )
-            rows, moved = _spread(block, z.reshape(-1, width), place, window)
+            window, step, latent = (at.ravel() for at in np.indices((windows, steps, latents)))
+            rows, moved = _spread(block, z.reshape(-1, width), step * latents + latent, window * latents + latent)
             moved = moved.reshape(windows * steps, latents, width)
             common = np.square(moved.mean(axis=1)).sum() * latents
             out += [*rows, (block, "latents alike", float(common / max(np.square(moved).sum(), 1e-300)))]

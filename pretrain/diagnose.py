@@ -143,8 +143,8 @@ class _Inside:
         }
         if not len(loaders["valid"]):
             raise ConfigError(index.root, "the chosen sessions have no valid split", "choose sessions that have one")
-        self.train = lambda: _spread(loaders["train"], config.train_windows, training.loader.batch_windows)
-        self.valid = lambda: _spread(loaders["valid"], config.valid_windows, training.loader.batch_windows)
+        self.train = lambda: _evenly(loaders["train"], config.train_windows, training.loader.batch_windows)
+        self.valid = lambda: _evenly(loaders["valid"], config.valid_windows, training.loader.batch_windows)
 
     def measured(self, batches: list[Batch], step: int) -> Measured:
         """All that is measured before a step; `batches` are its own and those to come."""
@@ -164,7 +164,7 @@ class _Inside:
         ]
 
 
-def _spread(batches, windows: int, size: int) -> Iterator[Batch]:
+def _evenly(batches, windows: int, size: int) -> Iterator[Batch]:
     """Whole batches of about that many windows in all, evenly over those there are, in their order."""
     count = min(len(batches), max(1, round(windows / size)))
     for number in np.unique(np.linspace(0, len(batches) - 1, count).round().astype(int)):

@@ -14,7 +14,7 @@ Part = list[tuple[nn.Parameter, slice]]  # weights, and which of their rows
 
 
 def parts_of(module: DecodingModule) -> dict[str, Part]:
-    """The weights of every block of a Poyo and its readout.
+    """The weights of every block of a Poyo and its readout; the few of token kinds are left out.
 
     Of attentions also "BLOCK, where": projections to queries and keys, and "BLOCK, what": to values and outputs.
     """
