@@ -23,7 +23,7 @@ from sharding.sampling import Sampling
 from sharding.statistics import TargetStatistics, target_statistics
 from sharding.vocabulary import Vocabulary
 
-CALIBRATION_BATCHES = 8
+FIRST_BATCHES = 8  # that a model may see before training
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def untrained(
 ) -> tuple[nn.Module, nn.Module, Sampling]:
     """A fresh model and task for the sessions of an index, drawn from `config.seed`, and what they take of a window.
 
-    The model sees the first training batches (of `config.loader`) where its configuration asks for a calibrated start.
+    The model sees the first training batches (of `config.loader`) where its configuration asks for them.
     """
     dims = dims_of(index, task_config.signal)
     statistics = target_statistics(index, task_config.signal, task_config.center, task_config.scale)
@@ -90,7 +90,7 @@ def untrained(
     task = TASKS[task_config.name][1](task_config, model.width, dims)
     sampling = sampling_of(task_config, window_s, units, sessions, statistics)
     loader = replace(config.loader, workers=0)  # not worth their start
-    model.calibrate(train_loader(index, sampling, loader, seed=config.seed, total_batches=CALIBRATION_BATCHES))
+    model.start(task, train_loader(index, sampling, loader, seed=config.seed, total_batches=FIRST_BATCHES))
     return model, task, sampling
 
 

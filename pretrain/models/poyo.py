@@ -69,6 +69,8 @@ class PoyoConfig:
     "shortest rotary period that takes part in local_start, seconds"
     calibrated_start: bool = False
     "scale both cross-attentions' outputs to mean 0 and sd 1 on the first batches before training; off in the paper"
+    zero_readout: bool = False
+    "start the task's readout at zero, so that the first steps do not learn to ignore the spikes; off in the paper"
 
 
 class ProcessingLayer(nn.Module):
@@ -111,12 +113,17 @@ class Poyo(nn.Module):
             for attention in (self.encoder, self.decoder):
                 attention.start_local(config.local_start, self.rotary.period_P, config.local_shortest_s)
 
+    def start(self, task: nn.Module, batches: Iterable[Batch]) -> None:
+        """The last touch to fresh weights before training: the options that need the task or its first batches."""
+        if self.config.zero_readout:
+            task.start_at_zero()
+        if self.config.calibrated_start:
+            self._calibrate(list(batches))
+
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Data-dependent start of fresh weights (`calibrated_start`): encoder first, then decoder, on the same batches."""
-        if not self.config.calibrated_start:
-            return
-        batches, training = list(batches), self.training
+    def _calibrate(self, batches: list[Batch]) -> None:
+        """Scale what the cross-attentions add, the encoder's first, then the decoder's, on the same batches."""
+        training = self.training
         self.eval()
         for attention in (self.encoder, self.decoder):
             outputs: list[torch.Tensor] = []

@@ -34,6 +34,12 @@ class Regression(nn.Module):
         self.config = config
         self.linear = nn.Linear(width, dims)
 
+    @torch.no_grad()
+    def start_at_zero(self) -> None:
+        """Decode the mean until something is learned: in place of a random readout, whose noise is unlearned first."""
+        for weight in self.parameters():
+            weight.zero_()
+
     def readout(self, encoded: Encoded) -> torch.Tensor:
         """Normalised values (Q, K) for features (Q, D)."""
         return self.linear(encoded.feature_QD)

@@ -163,7 +163,7 @@ def test_local_start_looks_at_its_own_time():
 def test_calibrated_start_centres_and_scales_what_the_cross_attentions_add():
     torch.manual_seed(0)
     model, batch = Poyo(replace(SMALL, calibrated_start=True), UNITS, SESSIONS), packed(*RAGGED)
-    model.calibrate([batch])
+    model.start(Regression(RegressionConfig(), 32, 2), [batch])
     for attention in (model.encoder, model.decoder):
         seen = []
         hook = attention.register_forward_hook(lambda _m, _i, out, into=seen: into.append(out))
@@ -171,6 +171,24 @@ def test_calibrated_start_centres_and_scales_what_the_cross_attentions_add():
         hook.remove()
         torch.testing.assert_close(seen[0].mean(0), torch.zeros(32), atol=1e-4, rtol=0)
         torch.testing.assert_close(seen[0].std(0), torch.ones(32), atol=1e-3, rtol=0)
+
+
+def test_zero_readout_decodes_nothing_and_learns_the_readout_first():
+    """At the start all of the gradient is the readout's: none tells the model to be silent."""
+    torch.manual_seed(0)
+    batch, task = packed(*RAGGED), Regression(RegressionConfig(), 32, 2)
+    model = Poyo(replace(SMALL, zero_readout=True), UNITS, SESSIONS)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model.start(task, [batch])
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    value = task.readout(model(batch))
+    assert not value.any()
+    task.loss(value, batch).backward()
+    assert task.linear.weight.grad.norm() > 0
+    assert all(not weight.grad.any() for weight in model.parameters() if weight.grad is not None)
+    plain = Regression(RegressionConfig(), 32, 2)
+    Poyo(SMALL, UNITS, SESSIONS).start(plain, [batch])
+    assert plain.linear.weight.any()
 
 
 def test_loss_is_the_weighted_mean_of_the_paper():
