@@ -15,6 +15,7 @@ from pretrain.tasks.registry import TASKS
 from pretrain.tracking import TrackingConfig
 from pretrain.train import chosen_sessions, dims_of, open_run, sampling_of, train, untrained, vocabularies
 from pretrain.trainer import TrainerConfig
+from pretrain.tuning import start_tuned
 from sharding.index import ShardIndex
 from sharding.loader import LoaderConfig
 from sharding.sampling import Sampling
@@ -104,4 +105,6 @@ def _grown(source: Checkpoint, index: ShardIndex, config: FinetuneConfig) -> tup
     model.grow(units, sessions)
     fresh = target_statistics(index, task.config.signal, task.config.center, task.config.scale)
     statistics = fresh.merged(source.statistics)  # what the checkpoint knows of a session, its readout was learned with
-    return model, task, sampling_of(task.config, source.config["window_s"], units, sessions, statistics)
+    sampling = sampling_of(task.config, source.config["window_s"], units, sessions, statistics)
+    start_tuned(model, index, sampling, known=source.units)
+    return model, task, sampling

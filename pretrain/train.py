@@ -17,6 +17,7 @@ from pretrain.tasks.registry import TASKS
 from pretrain.tasks.regression import RegressionConfig
 from pretrain.tracking import TrackingConfig
 from pretrain.trainer import TrainerConfig, fit
+from pretrain.tuning import start_tuned
 from sharding.index import ShardIndex
 from sharding.loader import LoaderConfig, train_loader
 from sharding.sampling import Sampling
@@ -89,6 +90,7 @@ def untrained(
     model = MODELS[model_config.name][1](model_config, units, sessions)
     task = TASKS[task_config.name][1](task_config, model.width, dims)
     sampling = sampling_of(task_config, window_s, units, sessions, statistics)
+    start_tuned(model, index, sampling)
     loader = replace(config.loader, workers=0)  # not worth their start
     model.start(task, train_loader(index, sampling, loader, seed=config.seed, total_batches=FIRST_BATCHES))
     return model, task, sampling

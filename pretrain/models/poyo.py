@@ -20,9 +20,11 @@ alone does not help (measured in BENCHMARKS.md).
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
+from pretrain.errors import ConfigError
 from pretrain.nn.attention import CrossAttention, SelfAttention
 from pretrain.nn.blocks import FeedForward
 from pretrain.nn.embedding import GrowingTable
@@ -69,8 +71,14 @@ class PoyoConfig:
     "shortest rotary period that takes part in local_start, seconds"
     calibrated_start: bool = False
     "scale both cross-attentions' outputs to mean 0 and sd 1 on the first batches before training; off in the paper"
+    tuned_start: float = 0.0
+    "share (of variance) of a fresh unit embedding that the unit's tuning in the train split decides; 0 in the paper"
     zero_readout: bool = False
     "start the task's readout at zero, so that the first steps do not learn to ignore the spikes; off in the paper"
+
+    def __post_init__(self):
+        if not 0 <= self.tuned_start <= 1:
+            raise ConfigError("model.tuned_start", f"is {self.tuned_start}", "give a share from 0 to 1")
 
 
 class ProcessingLayer(nn.Module):
@@ -112,6 +120,13 @@ class Poyo(nn.Module):
         if config.local_start > 0:
             for attention in (self.encoder, self.decoder):
                 attention.start_local(config.local_start, self.rotary.period_P, config.local_shortest_s)
+
+    @torch.no_grad()
+    def start_units(self, row_U: np.ndarray, start_UD: np.ndarray) -> None:
+        """Bring fresh embeddings (rows of the unit table) near `start_UD` (channels of about unit variance)."""
+        share, chance_UD = self.config.tuned_start, self.unit.weight[torch.as_tensor(row_U)]
+        tuned_UD = self.config.embedding_std * torch.as_tensor(start_UD).to(chance_UD)
+        self.unit.weight[torch.as_tensor(row_U)] = (1 - share) ** 0.5 * chance_UD + share**0.5 * tuned_UD
 
     def start(self, task: nn.Module, batches: Iterable[Batch]) -> None:
         """The last touch to fresh weights before training: the options that need the task or its first batches."""
