@@ -261,7 +261,7 @@ VERBS = {
         _plan_demo,
     ),
     "bench": Verb(
-        "measure ingestion, loading, training and sizes on this machine",
+        "measure speed and sizes here, compare how fast recipes learn, or look inside a training",
         "spikeloom bench loader",
         _bench_schema,
         _bench,
