@@ -87,7 +87,10 @@ def _square(tensors: list[torch.Tensor]) -> float:
 
 
 class Moved:
-    """Weights as they are now; `measured()` later tells how far each part has gone since, relative to where it was."""
+    """Weights as they are now; `measured()` later tells how far each part has gone since, relative to where it was.
+
+    NaN for a part whose weights were all zero.
+    """
 
     def __init__(self, parts: dict[str, Part]):
         self.parts = parts
@@ -97,5 +100,6 @@ class Moved:
         out: Measured = []
         for name, part in self.parts.items():
             step = _square([weight.detach()[rows] - old for (weight, rows), old in zip(part, self.before[name])])
-            out.append((name, "update / weight", (step / max(_square(self.before[name]), 1e-300)) ** 0.5))
+            size = _square(self.before[name])
+            out.append((name, "update / weight", (step / size) ** 0.5 if size else float("nan")))
         return out

@@ -241,12 +241,14 @@ def test_gradients_of_one_batch_agree_and_opposed_ones_do_not(opened):
 
 
 def test_an_update_is_measured_against_the_weights_before_it():
-    weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [1.0, 1.0]]))
-    moved = Moved({"first row": [(weight, slice(0, 1))], "all": [(weight, slice(None))]})
+    weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0], [1.0, 1.0], [0.0, 0.0]]))
+    moved = Moved({"first": [(weight, slice(0, 1))], "all": [(weight, slice(None))], "none": [(weight, slice(2, 3))]})
     with torch.no_grad():
         weight[0] += torch.tensor([0.3, 0.4])
+        weight[2] += 1e-3
     told = {block: value for block, _, value in moved.measured()}
-    assert told == pytest.approx({"first row": 0.1, "all": 0.5 / 27**0.5})
+    assert told["first"] == pytest.approx(0.1) and math.isnan(told["none"])
+    assert told["all"] == pytest.approx((0.25 + 2e-6) ** 0.5 / 27**0.5)
 
 
 # ------------------------------------------------------------------------------------------------ the loop
