@@ -72,7 +72,8 @@ def save_diagnosis(found: Diagnosis, folder: Path) -> list[Path]:
 def _paint(axes, panel: Panel, found: Diagnosis, depth: int) -> None:
     for block, by_step in found.of(panel.quantity).items():
         if panel.shows(block):
-            axes.plot(list(by_step), list(by_step.values()), marker="o", markersize=2.2, **look_of(block, depth))
+            values = [value if value > 0 or not panel.log else math.nan for value in by_step.values()]
+            axes.plot(list(by_step), values, marker="o", markersize=2.2, **look_of(block, depth))
     axes.set_title(panel.title, fontsize=9.5)
     if panel.quantity == "probe R2":
         own = found.of("valid R2")["model"]
