@@ -10,11 +10,12 @@ What repeats is computed once: a token's content depends on (unit, kind) alone, 
 alike in all windows, so keys, values and queries are projected for distinct contents, gathered, then turned by time.
 Attention is packed, without padding. Defaults are the 1.3 M single-session preset of the authors.
 
-Two options change the start only, never the function computed from given weights. Started as in the paper, both
-cross-attentions average nearly all of a window, so no latent and no query stands for its own time, and training waits at
-R2 = 0 until they do. `local_start` lets both look near their own time from the first step; `calibrated_start` makes their
-outputs vary around 0 with sd 1 on the first batches. The first ends most of the wait, both together more of it; the second
-alone does not help (measured in BENCHMARKS.md).
+Four options change the start only, never the function computed from given weights; the paper has none of them. Started as
+in the paper, both cross-attentions average nearly all of a window, and the random readout of what little the spikes move is
+noise, so the first steps teach the model to ignore the spikes and the next hundreds wake them again, at R2 = 0.
+`zero_readout` spares it that; `local_start` lets both cross-attentions look near their own time from the first step;
+`calibrated_start` makes their outputs vary around 0 with sd 1; `tuned_start` puts units tuned alike in like places
+(measured one by one in BENCHMARKS.md).
 """
 
 from collections.abc import Iterable
