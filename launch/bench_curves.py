@@ -135,8 +135,8 @@ NUMBERS = (
 def numbers(run: Trained, level: float | None, reference: Trained | None) -> dict[str, float | None]:
     """The NUMBERS of a finished training; None where a level is not reached.
 
-    `level` is the R2 of the Wiener filter. "reference_*" is when the best R2 of the reference (of the same seed) is
-    reached, and "times_*" how many times as much the reference itself needed until then.
+    `level` is the R2 of the Wiener filter. "reference_*" is when the best R2 of the reference is reached, and "times_*"
+    how many times as much the reference itself needed until then.
     """
     curve = run.curve
     best = curve.reached(curve.best)
@@ -144,9 +144,8 @@ def numbers(run: Trained, level: float | None, reference: Trained | None) -> dic
     as_good = needed = None
     if reference is not None and reference.curve is not None:
         as_good, needed = curve.reached(reference.curve.best), reference.curve.reached(reference.curve.best)
-    learning = (
-        as_good and as_good[0] > 0 and needed[0] > 0
-    )  # a level that is there before the first step says nothing of speed
+    # a level that is there before the first step says nothing of speed
+    learning = as_good and as_good[0] > 0 and needed[0] > 0
     times = [a / b for a, b in zip(needed, as_good)] if learning else (None, None)
     values = (
         curve.best,
@@ -161,11 +160,17 @@ def numbers(run: Trained, level: float | None, reference: Trained | None) -> dic
     return dict(zip(NUMBERS, values, strict=True))
 
 
+def reference_of(learned: Learned, run: Trained) -> Trained | None:
+    """What a training is compared with: the reference's of the same seed, or where it has none its best of all seeds."""
+    finished = learned.finished(learned.recipes[0])
+    same = [reference for reference in finished if reference.seed == run.seed]
+    return same[0] if same else max(finished, key=lambda reference: reference.curve.best, default=None)
+
+
 def summary(learned: Learned) -> dict[str, dict[str, Stat]]:
     """Recipe -> number -> its Stat over the finished trainings of a source; the first recipe is the reference."""
-    reference = {run.seed: run for run in learned.finished(learned.recipes[0])}
     out = {}
     for recipe in learned.recipes:
-        each = [numbers(run, learned.level, reference.get(run.seed)) for run in learned.finished(recipe)]
+        each = [numbers(run, learned.level, reference_of(learned, run)) for run in learned.finished(recipe)]
         out[recipe] = {name: stat(row[name] for row in each) for name in NUMBERS}
     return out

@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
-from launch.bench_curves import Learned, Stat, Trained, numbers, summary
+from launch.bench_curves import Learned, Stat, Trained, numbers, reference_of, summary
 from launch.bench_machine import circumstances, in_a_line
 from launch.table import print_table
 
@@ -132,7 +132,6 @@ def markdown(facts: dict, columns: list[str], table: list[list[str]], sentences:
 
 
 def _as_json(one: Learned) -> dict:
-    reference = {run.seed: run for run in one.finished(one.recipes[0])}
     return {
         "source": one.source,
         "sessions": list(one.sessions),
@@ -141,14 +140,14 @@ def _as_json(one: Learned) -> dict:
         "recipes": {
             recipe: {name: asdict(value) for name, value in stats.items()} for recipe, stats in summary(one).items()
         },
-        "runs": [_run_as_json(run, one, reference.get(run.seed)) for run in one.runs],
+        "runs": [_run_as_json(run, one) for run in one.runs],
     }
 
 
-def _run_as_json(run: Trained, one: Learned, reference: Trained | None) -> dict:
+def _run_as_json(run: Trained, one: Learned) -> dict:
     curve = {name: getattr(run.curve, name).tolist() for name in ("windows", "seconds", "r2")} if run.curve else None
     facts = {"recipe": run.recipe, "seed": run.seed, "budget": run.budget, "failed": run.failed, "commit": run.commit}
-    told_of = numbers(run, one.level, reference) if run.curve and not run.failed else None
+    told_of = numbers(run, one.level, reference_of(one, run)) if run.curve and not run.failed else None
     return facts | {"numbers": told_of, "curve": curve}
 
 
