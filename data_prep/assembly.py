@@ -43,10 +43,9 @@ def assemble(recording: Recording, recipe: Recipe) -> Session:
             f"phase {missing[0]} never occurs in its domain, and is what is evaluated",
             "look at phases and trials.valid of the recipe",
         )
-    inside = np.searchsorted(spikes.time, domain.stop) - np.searchsorted(spikes.time, domain.start)
-    outside = len(spikes.time) - int(np.sum(inside))
-    if outside > 0.001 * len(spikes.time):  # the half sample before the first and after the last one is not news
-        notes.append(f"{outside} of {len(spikes.time)} spikes lie outside the domain")
+    outside = len(spikes) - int(np.sum(spikes.before(domain.stop) - spikes.before(domain.start)))
+    if outside > 0.001 * len(spikes):  # the half sample before the first and after the last one is not news
+        notes.append(f"{outside} of {len(spikes)} spikes lie outside the domain")
     session = Session(
         id=f"{recipe.name}/{_session_name(recording, recipe)}",
         dandiset=recipe.name,
@@ -88,17 +87,14 @@ def _session_name(recording: Recording, recipe: Recipe) -> str:
 
 def _units(recording: Recording, recipe: UnitsRecipe) -> tuple[Units, Spikes, list[str]]:
     """Kept units, their spikes in order of time, and what was done."""
-    where, columns, count = recording.name, recording.unit_columns, recording.spike_count
+    where, columns, count = recording.name, recording.unit_columns, recording.spikes.count
     if recipe.id_column not in columns:
         raise SessionError(f"{where} units", f"no column {recipe.id_column!r}", f"choose from {', '.join(columns)}")
     keep = passes(f"{where} units", columns, recipe.keep) & (count >= recipe.min_spikes)
     if not keep.any():
         raise SessionError(where, f"none of its {len(keep)} units is kept", "look at units.keep and units.min_spikes")
     notes = [] if keep.all() else [f"{int(np.sum(~keep))} of {len(keep)} units left out by the recipe"]
-    time = recording.spike_time if keep.all() else recording.spike_time[np.repeat(keep, count)]
-    if not np.isfinite(time).all():
-        raise SessionError(where, f"{int(np.sum(~np.isfinite(time)))} spike times are not finite", "leave the file out")
-    spikes, unsorted = in_order_of_time(time, count[keep])
+    spikes, unsorted = in_order_of_time(where, recording.spikes.kept(keep))
     if unsorted:
         notes.append(f"spike times of {unsorted} units were not sorted")
     quality = columns.get(recipe.quality_column, np.full(len(count), "")).astype(str)
@@ -176,7 +172,7 @@ def _domain(recording: Recording, recipe: Recipe, spikes: Spikes, signals: dict[
     """Where units were observed, signals are contiguous, the right epoch runs and the animal is not at rest."""
     rule, where = recipe.domain, recording.name
     if len(spikes.time) == 0:
-        raise SessionError(where, f"its {len(recording.spike_count)} units have no spikes", "leave the file out")
+        raise SessionError(where, f"its {len(recording.spikes)} units have no spikes", "leave the file out")
     first, last = float(spikes.time[0]), float(spikes.time[-1])
     observed = _observed(recording.observed) if rule.observed and recording.observed else None
     steps = {"observed": Intervals.of([(first, last + 1e-6)]) if observed is None else observed}

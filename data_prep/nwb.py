@@ -14,7 +14,7 @@ from pynwb.core import VectorIndex
 
 from data_prep.errors import SessionError
 from data_prep.recipe import Recipe, SignalRecipe
-from data_prep.recording import Recording, Series
+from data_prep.recording import Recording, Series, SpikeTrains
 
 _WIDEST_COLUMN = 4  # a table column with more values a row is not a property of the row but data: left unread
 
@@ -34,8 +34,7 @@ def read_recording(path: Path, recipe: Recipe) -> Recording:
             recording = Recording(
                 name=name,
                 series=series,
-                spike_time=times,
-                spike_count=count,
+                spikes=SpikeTrains.of(times, count),
                 subject=(nwb.subject.subject_id if nwb.subject else "") or "",
                 session_id=nwb.session_id or "",
                 identifier=nwb.identifier or "",

@@ -45,16 +45,24 @@ class Moment:
 class UnitsRecipe:
     """Which units are kept, and how they are named."""
 
+    source: list[str] = field(default_factory=lambda: ["units", "ThresholdCrossings", "binned_spikes"])
+    "Where spikes are, first hit wins: `units` (the units table) or a series of counts, bins x units (full path or last parts)."
+    bin_time: str = "start"
+    "What the times of a series of counts mark: start, centre or stop of the bin. Spikes are spread evenly inside it."
     id_column: str = "id"
     "Column that names a unit; names must differ within a session."
     quality_column: str = "quality"
     "Column stored as the unit's quality, where the file has it."
     region: list[str] = field(default_factory=lambda: ["electrodes", "electrode_group", "location"])
-    "Where to look for the brain region, first answer wins: `electrodes`, `electrode_group`, or a column of the units."
+    "Where to look for the brain region, first answer wins: `electrodes`, `electrode_group`, `id`, or a column of the units."
     region_map: dict[str, str] = field(default_factory=dict)
     "Regular expression -> region; the first expression found in the file's text renames it."
     keep: list[Condition] = field(default_factory=list)
     "Conditions on unit columns; a unit that fails one is left out."
+    held_out: str = ""
+    "Boolean column of the units the dandiset withholds in its test files (NLB: heldout); empty or absent: none."
+    roster: str = ""
+    "Pattern of the file beside this one whose unit table, in its order, this one takes; units it lacks are missing."
     min_spikes: int = 0
     "Units with fewer spikes are left out; 0 keeps silent ones too."
 
@@ -71,6 +79,14 @@ class SignalRecipe:
     "Unit of measure handed on (cm/s); the values are converted to it. Empty: as the file has it."
     stated_unit: str = ""
     "Unit of measure to believe instead of the file's attribute, where that is wrong or missing."
+    factor: float = 1.0
+    "Number the values are multiplied with first (50 for something stated per 20-ms bin)."
+    conversion: bool = True
+    "Whether the file's conversion and offset are applied to the values."
+    clock: str = ""
+    "`period`: the file misuses rate for the period and offset for the start, t = offset + i * rate (FALCON H1)."
+    rated_hz: float = 0.0
+    "Sampling rate the file must have, Hz: refused where its median interval differs by more than 1 %; 0 asks nothing."
     derive_from: str = ""
     "Signal whose rate of change this one is, taken when no place of `path` exists."
     hz: float = 0.0
@@ -113,6 +129,10 @@ class PhaseRecipe:
     "Which trials have it: valid, invalid or all."
     optional: bool = False
     "Whether a file that lacks the columns is read without this phase; else it is refused."
+    mask: list[str] = field(default_factory=list)
+    "Places of a true/false series, first hit wins: the phase is where it is true, and trials do not count."
+    invert: bool = False
+    "Whether the phase is where the mask is false."
 
 
 @dataclass(frozen=True)

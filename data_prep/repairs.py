@@ -62,15 +62,14 @@ def clock_reset(recording: Recording) -> Recording:
     if resets == 0:
         return recording
     series_block = {name: _blocks(recording.name, name, one, resets) for name, one in recording.series.items()}
-    ends = np.cumsum(recording.spike_count)
-    per_unit = [_falls(recording.spike_time[end - count : end]) for end, count in zip(ends, recording.spike_count)]
-    keep = np.array([len(block) == 0 or block[-1] == resets for block in per_unit], dtype=bool)
-    spike_keep = np.repeat(keep, recording.spike_count)
-    time = recording.spike_time[spike_keep]
-    block = np.concatenate([np.zeros(0, np.int64), *(b for b, kept in zip(per_unit, keep) if kept)])
+    falls = [_falls(time) for time in recording.spikes.trains()]
+    keep = np.array([len(at) == resets or count == 0 for at, count in zip(falls, recording.spikes.count)], dtype=bool)
+    trains = recording.spikes.kept(keep)
 
-    seen = [(time, block)] + [(one.time, series_block[name]) for name, one in recording.series.items()]
-    shift = _shifts([*seen, (table["start_time"], trial_block), (table["stop_time"], trial_block)], resets)
+    seen = [_extent(one.time, series_block[name], resets) for name, one in recording.series.items()]
+    seen += [_extent(table[name], trial_block, resets) for name in ("start_time", "stop_time")]
+    seen += [_extent(time, _blocks_of(time), resets) for time in trains.trains()]
+    shift = _shifts(np.array(seen))
     trials = {
         name: values + shift[trial_block] if name.endswith("_time") and values.dtype.kind == "f" else values
         for name, values in table.items()
@@ -80,8 +79,7 @@ def clock_reset(recording: Recording) -> Recording:
     dropped = f"{int(np.sum(~keep))} units without matching resets dropped"
     return replace(
         recording,
-        spike_time=time + shift[block],
-        spike_count=recording.spike_count[keep],
+        spikes=trains.changed(lambda time: time + shift[_blocks_of(time)]),
         series=series,
         unit_columns={name: values[keep] for name, values in recording.unit_columns.items()},
         region=tuple(region for region, kept in zip(recording.region, keep) if kept),
@@ -92,8 +90,13 @@ def clock_reset(recording: Recording) -> Recording:
 
 
 def _falls(time: np.ndarray) -> np.ndarray:
+    """Where the clock fell back: indices (n,) of the last time before each fall."""
+    return np.flatnonzero(time[1:] < time[:-1])
+
+
+def _blocks_of(time: np.ndarray) -> np.ndarray:
     """Block (n,) of each time: how often the clock fell back before it."""
-    return np.append(0, np.cumsum(np.diff(time) < 0))[: len(time)]
+    return np.searchsorted(_falls(time), np.arange(len(time)))
 
 
 def _overlaps(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
@@ -102,7 +105,7 @@ def _overlaps(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
 
 
 def _blocks(where: str, name: str, one: Series, resets: int) -> np.ndarray:
-    block = _falls(one.time)
+    block = _blocks_of(one.time)
     if len(block) and block[-1] != resets:
         raise SessionError(
             where,
@@ -112,15 +115,23 @@ def _blocks(where: str, name: str, one: Series, resets: int) -> np.ndarray:
     return block
 
 
-def _shifts(seen: list[tuple[np.ndarray, np.ndarray]], resets: int) -> np.ndarray:
-    """Seconds (resets + 1,) to add to each block, from every clock there is: (times, their blocks)."""
-    shift, end = np.zeros(resets + 1), -np.inf
-    for k in range(resets + 1):
-        times = np.concatenate([time[block == k] for time, block in seen])
-        times = times[np.isfinite(times)]
-        if k and len(times):
-            shift[k] = end + PAUSE_S - np.min(times)
-        end = max(end, np.max(times) + shift[k]) if len(times) else end
+def _extent(time: np.ndarray, block: np.ndarray, resets: int) -> np.ndarray:
+    """First and last time (resets + 1, 2) of each block; inf and -inf where it has none."""
+    out = np.tile([np.inf, -np.inf], (resets + 1, 1))
+    finite = np.isfinite(time)
+    np.minimum.at(out[:, 0], block[finite], time[finite])
+    np.maximum.at(out[:, 1], block[finite], time[finite])
+    return out
+
+
+def _shifts(extents: np.ndarray) -> np.ndarray:
+    """Seconds (resets + 1,) to add to each block, from the extents (n, resets + 1, 2) of every clock there is."""
+    first, last = extents[..., 0].min(axis=0), extents[..., 1].max(axis=0)
+    shift, end = np.zeros(len(first)), -np.inf
+    for k in range(len(first)):
+        if k and np.isfinite(first[k]):
+            shift[k] = end + PAUSE_S - first[k]
+        end = max(end, last[k] + shift[k])
     return shift
 
 

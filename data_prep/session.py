@@ -3,6 +3,7 @@
 Times are float64 seconds on the file's clock, intervals are half-open [start, stop).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -87,6 +88,9 @@ class Units:
     id: tuple[str, ...]  # unique within the session
     region: tuple[str, ...]  # "unknown" where the file does not say
     quality: tuple[str, ...]  # as the file has it, "" where it does not say
+    electrode: tuple[str, ...] = ()  # row or channel it was recorded on, "" where unknown; () where no unit has one
+    held_out: tuple[bool, ...] = ()  # the dandiset withholds the unit in its test files (NLB); () where none is
+    missing: tuple[bool, ...] = ()  # in the roster of the dandiset but not in this file; () where all are there
 
     def __len__(self) -> int:
         return len(self.id)
@@ -98,6 +102,18 @@ class Spikes:
 
     time: np.ndarray
     unit: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+    def parts(self, at_most: int = 1 << 20) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(time, unit) of consecutive runs of at most so many spikes; what data_prep reads instead of the whole."""
+        for first in range(0, len(self), at_most):
+            yield self.time[first : first + at_most], self.unit[first : first + at_most]
+
+    def before(self, time: np.ndarray) -> np.ndarray:
+        """How many spikes (n,) come before each of the times (n,)."""
+        return np.searchsorted(self.time, time)
 
 
 @dataclass(frozen=True)

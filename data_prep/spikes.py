@@ -4,16 +4,21 @@ from itertools import pairwise
 
 import numpy as np
 
+from data_prep.errors import SessionError
+from data_prep.recording import SpikeTrains
 from data_prep.session import Spikes
 
 _AT_ONCE = 1 << 16  # spikes sorted together: few enough to stay in the processor's cache, which halves the time
 
 
-def in_order_of_time(time: np.ndarray, count: np.ndarray) -> tuple[Spikes, int]:
+def in_order_of_time(where: str, trains: SpikeTrains) -> tuple[Spikes, int]:
     """All spikes sorted by time, ties in order of units; and how many units had to be sorted first.
 
-    time (S,) finite float64 s, unit after unit, is sorted within units in place; count (U,) spikes of each unit.
+    Raises SessionError where a time is not finite.
     """
+    time, count = trains.read(0, len(trains)), trains.count
+    if not np.isfinite(time).all():
+        raise SessionError(where, f"{int(np.sum(~np.isfinite(time)))} spike times are not finite", "leave the file out")
     stop = np.cumsum(count)
     start = stop - count
     falls = np.flatnonzero(time[1:] < time[:-1])

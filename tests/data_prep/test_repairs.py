@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_prep.errors import SessionError
-from data_prep.recording import Recording, Series
+from data_prep.recording import Recording, Series, SpikeTrains
 from data_prep.repairs import PAUSE_S, REPAIRS, clock_reset, drop_overlapping_trials, repair
 
 
@@ -19,8 +19,9 @@ def recording(spikes: list, series: np.ndarray, starts, stops, observed=()) -> R
         identifier="",
         unit_columns={"id": np.array([str(k) for k in range(len(spikes))])},
         region=("M1",) * len(spikes),
-        spike_time=np.concatenate([np.asarray(s, float) for s in spikes]),
-        spike_count=np.array([len(s) for s in spikes]),
+        spikes=SpikeTrains.of(
+            np.concatenate([np.asarray(s, float) for s in spikes]), np.array([len(s) for s in spikes])
+        ),
         observed=tuple(np.asarray(o, float).reshape(-1, 2) for o in observed),
         series={"v": Series("v", np.asarray(series, float), np.asarray(series, float)[:, None], "cm/s")},
         tables={"trials": {"start_time": starts, "stop_time": stops, "go_time": starts + 0.5, "rt": stops - starts}},
@@ -69,8 +70,8 @@ def test_a_clock_reset_is_undone():
     def moved(time: np.ndarray) -> np.ndarray:
         return np.where(time >= 10, time - begin + end + PAUSE_S, time)
 
-    assert np.allclose(mended.spike_time, np.concatenate([moved(s) for s in true_spikes]))
-    assert mended.spike_count.tolist() == [5, 4, 0]  # the unit that never falls back is dropped, the silent one kept
+    assert np.allclose(mended.spikes.read(0, 3), np.concatenate([moved(s) for s in true_spikes]))
+    assert mended.spikes.count.tolist() == [5, 4, 0]  # the unit that never falls back is dropped, the silent one kept
     assert mended.unit_columns["id"].tolist() == ["0", "1", "3"] and len(mended.region) == 3
     assert np.allclose(mended.series["v"].time, moved(true_series))
     trials = mended.tables["trials"]
