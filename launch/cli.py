@@ -10,10 +10,11 @@ import sys
 from importlib.metadata import version
 
 from data_prep.errors import ConfigError, MendableError
-from launch.commands import VERBS, Verb
+from launch.commands import VERBS
 from launch.config import load, to_yaml
 from launch.files import did_you_mean
 from launch.usage import overview, verb_usage
+from launch.verb import Verb
 
 OPTIONS = ("--dry-run", "--help", "--version")
 FULL_WORDS = "No space left on device|File too large"  # of libraries that hide the number

@@ -3,24 +3,7 @@
 A verb imports its floor inside its functions, so that `spikeloom --help` loads no torch and no NWB library.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
-
-
-@dataclass(frozen=True)
-class Verb:
-    """One command: help line, the schema of its config, what runs, and the lines of a dry run."""
-
-    help: str
-    example: str
-    schema: Callable[[], type]
-    run: Callable[[Any], int]
-    plan: Callable[[Any], list[str]]
-    word: str = "[CONFIG]"  # what stands after the verb
-    positional: str | None = None  # the field that this word sets; None: it is the file of the whole config
-    needs: str = ""  # what is missing when nothing was given; "" where the defaults suffice
-    file: str | None = None  # the shipped config that is taken where none is given; None: the schema's defaults
+from launch.verb import Verb
 
 
 def _prepare_schema() -> type:
