@@ -8,6 +8,7 @@ import numpy as np
 
 from data_prep.checks import check_session, check_times
 from data_prep.errors import SessionError
+from data_prep.expression import passes
 from data_prep.measure import factor, per_second
 from data_prep.nwb import read_recording
 from data_prep.recipe import Recipe, SignalRecipe, UnitsRecipe, check_recipe
@@ -17,7 +18,7 @@ from data_prep.session import Intervals, Session, Signal, Spikes, Units
 from data_prep.signals import at_rest, covered, differentiate, marked, outliers, resample
 from data_prep.spikes import in_order_of_time
 from data_prep.splits import rounded, split_domain
-from data_prep.trials import Trials, find_phase, find_trials, passes
+from data_prep.trials import Trials, find_phase, find_trials
 
 
 def read_session(path: Path, recipe: Recipe) -> Session:

@@ -6,27 +6,10 @@ import re
 from dataclasses import asdict, dataclass, field
 
 from data_prep.errors import RecipeError
+from data_prep.expression import parse
 from data_prep.repairs import REPAIRS
 
-FORMAT = 1  # part of every hash: raise it when the same recipe would read the same file differently
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A test on one column of a table; every part that is given must hold."""
-
-    column: str = ""
-    "Name of the column; `duration` is stop - start of a trial in seconds."
-    one_of: list[str] = field(default_factory=list)
-    "Values that pass. Numbers compare as numbers (1 is 1.0); an entry of tags 'a,b' passes by either tag."
-    none_of: list[str] = field(default_factory=list)
-    "Values that fail."
-    min: float | None = None
-    "Smallest value that passes, in the unit of the column."
-    max: float | None = None
-    "Largest value that passes, in the unit of the column."
-    not_null: bool = False
-    "Whether NaN and empty text fail. (They fail `min` and `max` anyway.)"
+FORMAT = 2  # part of every hash: raise it when the same recipe would read the same file differently
 
 
 @dataclass(frozen=True)
@@ -57,8 +40,8 @@ class UnitsRecipe:
     "Where to look for the brain region, first answer wins: `electrodes`, `electrode_group`, `id`, or a column of the units."
     region_map: dict[str, str] = field(default_factory=dict)
     "Regular expression -> region; the first expression found in the file's text renames it."
-    keep: list[Condition] = field(default_factory=list)
-    "Conditions on unit columns; a unit that fails one is left out."
+    keep: str = ""
+    "Condition on unit columns (data_prep/expression.py), such as quality == 'good'; others are left out. Empty: all kept."
     held_out: str = ""
     "Boolean column of the units the dandiset withholds in its test files (NLB: heldout); empty or absent: none."
     roster: str = ""
@@ -111,8 +94,8 @@ class TrialsRecipe:
     "Where a trial stops."
     last_trial_s: float = 1.0
     "Where a Moment asks for the next trial and there is none: seconds after the file's own stop_time."
-    valid: list[Condition] = field(default_factory=list)
-    "Conditions a good trial meets; only good trials are drawn into validation and test."
+    valid: str = ""
+    "Condition a good trial meets, such as result == 'R' and 0.5 < duration < 6; only good ones become valid and test."
     factors: dict[str, float] = field(default_factory=dict)
     "Column -> factor it is multiplied with first (0.001 for a column in ms)."
 
@@ -175,8 +158,8 @@ class DomainRecipe:
     "Signals that must be there without a gap; empty means the first signal of the recipe."
     epochs_table: str = ""
     "Table of epochs to keep to, under intervals/; empty means no such limit."
-    epochs: list[Condition] = field(default_factory=list)
-    "Conditions an epoch of that table meets."
+    epochs: str = ""
+    "Condition an epoch of that table meets, such as 'task' in tags."
     still: StillRecipe = field(default_factory=StillRecipe)
     "Rest to leave out."
     min_s: float = 1.0
@@ -294,6 +277,10 @@ def check_recipe(recipe: Recipe) -> None:
             raise RecipeError(
                 where, f"units.region_map has {pattern!r} ({error})", "write a regular expression"
             ) from error
+    conditions = {"trials.valid": recipe.trials.valid, "units.keep": recipe.units.keep}
+    for key, text in {**conditions, "domain.epochs": recipe.domain.epochs}.items():
+        if text.strip():
+            parse(f"{where} {key}", text)
     for name in recipe.signals:
         _check_signal(where, name, recipe.signals)
     _check_numbers(where, recipe)

@@ -5,9 +5,10 @@ from itertools import pairwise
 import numpy as np
 
 from data_prep.errors import SessionError
+from data_prep.expression import column
 from data_prep.recipe import SplitsRecipe
 from data_prep.session import SPLITS, Intervals
-from data_prep.trials import Trials, column
+from data_prep.trials import Trials
 
 
 def split_domain(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.errors import SessionError
-from data_prep.recipe import Condition, Moment, PhaseRecipe, TrialsRecipe
+from data_prep.expression import column, passes
+from data_prep.recipe import Moment, PhaseRecipe, TrialsRecipe
 from data_prep.session import Intervals
 
 
@@ -21,48 +22,6 @@ class Trials:
 
 
 NO_TRIALS = Trials(np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool), {})
-
-
-def column(where: str, table: dict[str, np.ndarray], name: str) -> np.ndarray:
-    """One column of a table; raises SessionError that lists the columns there are."""
-    if name not in table:
-        raise SessionError(where, f"no column {name!r}", f"choose from {', '.join(sorted(table))}")
-    return table[name]
-
-
-def passes(where: str, table: dict[str, np.ndarray], conditions: list[Condition]) -> np.ndarray:
-    """Boolean mask (n,): which rows meet all conditions."""
-    rows = len(next(iter(table.values()), ()))
-    mask = np.ones(rows, dtype=bool)
-    for condition in conditions:
-        values = column(where, table, condition.column)
-        if condition.one_of:
-            mask &= _among(values, condition.one_of)
-        if condition.none_of:
-            mask &= ~_among(values, condition.none_of)
-        if condition.not_null:
-            mask &= (values != "") if values.dtype.kind == "U" else np.isfinite(values.astype(np.float64))
-        if condition.min is not None or condition.max is not None:
-            if values.dtype.kind == "U":
-                raise SessionError(where, f"column {condition.column!r} holds text", "compare it with one_of")
-            number = values.astype(np.float64)
-            mask &= number >= (-np.inf if condition.min is None else condition.min)
-            mask &= number <= (np.inf if condition.max is None else condition.max)
-    return mask
-
-
-def _among(values: np.ndarray, wanted: list[str]) -> np.ndarray:
-    if values.dtype.kind == "U":
-        accepted = set(wanted)
-        return np.array([bool(accepted & {text, *text.split(",")}) for text in values.tolist()], dtype=bool)
-    numbers = [{"true": 1.0, "false": 0.0}.get(text.lower(), text) for text in wanted]
-    mask = np.zeros(len(values), dtype=bool)
-    for text in numbers:
-        try:
-            mask |= values.astype(np.float64) == float(text)
-        except ValueError:  # a word never equals a number
-            continue
-    return mask
 
 
 def moments(where: str, table: dict[str, np.ndarray], moment: Moment, last_trial_s: float) -> np.ndarray:

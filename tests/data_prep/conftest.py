@@ -12,7 +12,7 @@ from pynwb import NWBHDF5IO, NWBFile, TimeSeries
 from pynwb.behavior import BehavioralTimeSeries, Position, SpatialSeries
 from pynwb.file import Subject
 
-from data_prep.recipe import Condition, Moment, PhaseRecipe, Recipe, SignalRecipe, SplitsRecipe, TrialsRecipe
+from data_prep.recipe import Moment, PhaseRecipe, Recipe, SignalRecipe, SplitsRecipe, TrialsRecipe
 
 # A loaded machine is no fault of the code: no example is timed.
 settings.register_profile("untimed", deadline=None)
@@ -32,7 +32,7 @@ def recipe() -> Recipe:
             ),
             "cursor_pos": SignalRecipe(path=["cursor_pos"], unit="cm", required=False),
         },
-        trials=TrialsRecipe(valid=[Condition("result", one_of=["R"])]),
+        trials=TrialsRecipe(valid="result == 'R'"),
         phases={
             "hold": PhaseRecipe(Moment(), Moment("go_cue_time")),
             "reach": PhaseRecipe(Moment("go_cue_time"), Moment("stop_time")),

@@ -11,12 +11,12 @@ from pynwb import NWBFile, TimeSeries
 from data_prep.assembly import read_session
 from data_prep.errors import RecipeError, SessionError
 from data_prep.recipe import (
-    Condition,
     DomainRecipe,
     OutlierRecipe,
     Recipe,
     SignalRecipe,
     StillRecipe,
+    TrialsRecipe,
     UnitsRecipe,
 )
 
@@ -136,9 +136,7 @@ def test_the_domain_keeps_to_epochs_and_leaves_rest_out(nwb, blocks):
     velocity = np.ones((5000, 2))
     velocity[1000:2000] = 0
     path = nwb(velocity=velocity, change=epochs)
-    rule = DomainRecipe(
-        epochs_table="epochs", epochs=[Condition("tags", one_of=["task"])], still=StillRecipe("cursor_vel", 0.5, 10.0)
-    )
+    rule = DomainRecipe(epochs_table="epochs", epochs="'task' in tags", still=StillRecipe("cursor_vel", 0.5, 10.0))
     assert np.allclose(list(read_session(path, replace(blocks, domain=rule)).domain), [(0, 20), (40, 80)], atol=0.03)
 
 
@@ -157,7 +155,7 @@ def test_units_by_condition_column_and_count(nwb, recipe):
         file.add_unit_column(name="quality", description="how good", data=["good", "mua", "good", "noise", "good"])
 
     path = nwb(change=quality, spikes=[np.linspace(1, 99, n) for n in (9, 8, 3, 7, 6)])
-    kept = UnitsRecipe(keep=[Condition("quality", one_of=["good"])], min_spikes=5)
+    kept = UnitsRecipe(keep="quality == 'good'", min_spikes=5)
     session = read_session(path, replace(recipe, units=kept))
     assert session.units.id == ("0", "4") and session.units.quality == ("good", "good")
     assert np.bincount(session.spikes.unit).tolist() == [9, 6]
@@ -308,7 +306,7 @@ def test_a_session_with_one_trial(nwb, recipe, blocks):
 
 
 def test_a_trial_column_that_is_not_there(nwb, recipe):
-    wrong = replace(recipe, trials=replace(recipe.trials, valid=[Condition("outcome", one_of=["R"])]))
+    wrong = replace(recipe, trials=replace(recipe.trials, valid="outcome == 'R'"))
     assert "no column 'outcome'; choose from" in refused(nwb(), wrong)
 
 
@@ -333,6 +331,12 @@ def test_nothing_left_of_the_domain(nwb, recipe):
         ({"signals": {"a": SignalRecipe()}}, "neither path nor derive_from"),
         ({"units": UnitsRecipe(region_map={"(": "M1"})}, "region_map has '('"),
         ({"signals": {"a/b": SignalRecipe(path=["x"])}}, "'a/b' is no name"),
+        (
+            {"units": UnitsRecipe(keep="quality.lower() == 'good'")},
+            "recipe small units.keep: a call of 'quality.lower'",
+        ),
+        ({"trials": TrialsRecipe(valid="result = 'R'")}, "recipe small trials.valid: \"result = 'R'\" is no condition"),
+        ({"domain": DomainRecipe(epochs="tags['task']")}, "recipe small domain.epochs: [...] that is not column[k]"),
     ],
 )
 def test_recipes_no_file_could_serve(nwb, recipe, change, line):
