@@ -116,6 +116,8 @@ class PhaseRecipe:
     "Places of a true/false series, first hit wins: the phase is where it is true, and trials do not count."
     invert: bool = False
     "Whether the phase is where the mask is false."
+    clock: str = ""
+    "`period`: the mask misuses rate for the period and offset for the start, as `clock` of a signal says."
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,12 @@ class Recipe:
     "Task of the animal, as a short name."
     subject: str = ""
     "Subject to state where the file names none."
+    reader: str = "nwb"
+    "What the files are: `nwb`, or MATLAB files of `makin` (O'Doherty, Makin, Sabes) or `flint` (Flint, Slutzky)."
+    files: list[str] = field(default_factory=lambda: ["**/*.nwb"])
+    "Patterns of the files that are sessions, below their source."
+    part: int = 0
+    "Which recording of a file that holds several, counted from 0 (flint)."
     session: str = "session_id"
     "What names a session: `session_id` (identifier where blank), `identifier`, or `file`."
     units: UnitsRecipe = field(default_factory=UnitsRecipe)
@@ -237,7 +245,7 @@ class Recipe:
 
     def hash(self) -> str:
         """16 hex digits that change whenever the recipe would make other sessions."""
-        content = {key: value for key, value in asdict(self).items() if key != "description"}
+        content = {key: value for key, value in asdict(self).items() if key not in ("description", "files")}
         text = json.dumps([FORMAT, content], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -267,6 +275,8 @@ def check_recipe(recipe: Recipe) -> None:
     named += [("splits.values", name, {"train", "valid", "test"}) for name in recipe.splits.values]
     named += [("repairs", name, set(REPAIRS)) for name in recipe.repairs]
     named += [("session", recipe.session, {"session_id", "identifier", "file"})]
+    named += [("reader", recipe.reader, {"nwb", "makin", "flint"})]
+    named += [(f"phases.{name}.clock", phase.clock, {"", "period"}) for name, phase in recipe.phases.items()]
     for key, value, known in named:
         if value not in known:
             raise RecipeError(where, f"{key} names {value!r}", f"choose from {', '.join(sorted(known)) or 'nothing'}")
