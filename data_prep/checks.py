@@ -8,7 +8,7 @@ from data_prep.errors import SessionError
 from data_prep.session import SPLITS, Intervals, Session, Signal
 
 
-def check_session(session: Session, min_train_s: float = 0.0) -> None:
+def check_session(session: Session, min_train_s: float = 1e-6) -> None:
     """Raise SessionError at the first thing that is not as Session promises, or where training time is too short."""
     where = session.id
     _check_spikes(where, session)
@@ -84,7 +84,9 @@ def _check_splits(where: str, session: Session, min_train_s: float) -> None:
     for one, other in combinations(SPLITS, 2):
         if session.splits[one].intersection(session.splits[other]).seconds > 0:
             raise SessionError(where, f"{one} and {other} overlap", "keep splits apart")
-    if session.splits["train"].seconds < max(min_train_s, 1e-6):
+    if not any(len(split) for split in session.splits.values()):
+        raise SessionError(where, "train, valid and test are empty", "look at the domain and splits of the recipe")
+    if session.splits["train"].seconds < min_train_s:
         raise SessionError(
             where,
             f"{session.splits['train'].seconds:.1f} s of training time, {min_train_s:g} s are asked for",

@@ -53,6 +53,28 @@ def passes(where: str, table: Table, text: str) -> np.ndarray:
         return _truth(where, tree, _value(where, tree, table, rows))
 
 
+def truths(where: str, values: np.ndarray) -> np.ndarray:
+    """A column (n,) as truth values: numbers other than 0, texts that spell such a number or True."""
+    with np.errstate(all="ignore"):
+        return _truth(where, ast.Name(where.split()[-1]), _plain(where, values))
+
+
+def numbers(where: str, values: np.ndarray) -> np.ndarray:
+    """A column (n,) as float64, texts as the numbers they spell; raises SessionError where they are words."""
+    plain = _plain(where, values)
+    number = _number(plain)
+    if plain.dtype.kind == "U" and _known(plain).any() and np.isnan(number).all():
+        raise _told_texts(where, ast.Name(where.split()[-1]), plain, "name a column of numbers")
+    return number
+
+
+def is_one_of(where: str, values: np.ndarray, texts: list[str]) -> np.ndarray:
+    """Which values (n,) equal one of the texts, as `==` of a condition says."""
+    plain = _plain(where, values)
+    hits = [_equal(plain, np.full(len(plain), str(text))) for text in texts]
+    return np.any(hits, axis=0) if hits else np.zeros(len(plain), dtype=bool)
+
+
 def parse(where: str, text: str) -> ast.expr:
     """The checked tree of a condition; raises RecipeError that names the place of what is not in the language."""
     if len(text) > _LONGEST:

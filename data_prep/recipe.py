@@ -158,6 +158,8 @@ class DomainRecipe:
     "Whether to keep to the obs_intervals that all units share, where the file has them."
     signals: list[str] = field(default_factory=list)
     "Signals that must be there without a gap; empty means the first signal of the recipe."
+    invalid_times: bool = True
+    "Whether the file's table of invalid times is left out."
     epochs_table: str = ""
     "Table of epochs to keep to, under intervals/; empty means no such limit."
     epochs: str = ""

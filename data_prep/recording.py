@@ -85,6 +85,8 @@ class Recording:
     observed: tuple[np.ndarray, ...]  # (U) arrays (n, 2) of obs_intervals; () where the file has none
     series: dict[str, Series]  # by the recipe's name
     tables: dict[str, dict[str, np.ndarray]]  # trials, epochs ...: column -> values
+    electrode: tuple[str, ...] = ()  # (U,) row or channel, "" unknown; () where the file has none
+    missing: tuple[bool, ...] = ()  # (U,) in the roster, not in this file; () where there is no roster
     masks: dict[str, Intervals] = field(default_factory=dict)  # phase -> where its true/false series is true
     provenance: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what a person should hear of, one sentence each

@@ -106,6 +106,11 @@ class Spikes:
     def __len__(self) -> int:
         return len(self.time)
 
+    @property
+    def extent(self) -> tuple[float, float]:
+        """Times of the first and the last spike, s; there must be one."""
+        return float(self.time[0]), float(self.time[-1])
+
     def parts(self, at_most: int = 1 << 20) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(time, unit) of consecutive runs of at most so many spikes; what data_prep reads instead of the whole."""
         for first in range(0, len(self), at_most):

@@ -5,23 +5,24 @@ from itertools import pairwise
 import numpy as np
 
 from data_prep.errors import SessionError
-from data_prep.expression import column
+from data_prep.expression import column, is_one_of
 from data_prep.recipe import SplitsRecipe
 from data_prep.session import SPLITS, Intervals
 from data_prep.trials import Trials
 
 
 def split_domain(
-    where: str, recipe: SplitsRecipe, domain: Intervals, trials: Trials, min_s: float
+    where: str, recipe: SplitsRecipe, domain: Intervals, trials: Trials, min_s: float, min_train_s: float = 30.0
 ) -> dict[str, Intervals]:
     """train, valid and test inside the domain, any two of them at least `guard_s` apart; pieces under `min_s` dropped.
 
-    Raises SessionError where there is too little to split.
+    A file that a trial column splits may lack train and valid where `min_train_s` is 0. Raises SessionError where there
+    is too little to split.
     """
     if recipe.by == "blocks":
         drawn = _by_blocks(where, recipe, domain)
     else:
-        drawn = _by_trial(where, recipe, domain, trials)
+        drawn = _by_trial(where, recipe, domain, trials, min_train_s)
     splits, taken = {}, Intervals.of([])
     for name in reversed(SPLITS):  # test keeps all it drew, valid yields to test, train to both
         free = drawn[name].intersection(domain).difference(taken.dilated(recipe.guard_s))
@@ -86,13 +87,16 @@ def _deal(
     return {name: Intervals.of(pair for k in part for pair in parts[k]) for name, part in dealt}
 
 
-def _by_trial(where: str, recipe: SplitsRecipe, domain: Intervals, trials: Trials) -> dict[str, Intervals]:
+def _by_trial(
+    where: str, recipe: SplitsRecipe, domain: Intervals, trials: Trials, min_train_s: float
+) -> dict[str, Intervals]:
     whole = domain.merged()
     parts = [_clipped(whole, start, stop) for start, stop in zip(trials.start, trials.stop)]
     inside = np.array([len(part) > 0 for part in parts], dtype=bool)
     usable = np.flatnonzero(inside & trials.valid)
     if recipe.by == "column":
-        drawn = _by_column(where, recipe, trials, usable, parts)
+        chosen = _by_column(where, recipe, trials, usable, min_train_s)
+        drawn = {name: Intervals.of(pair for k in rows for pair in parts[k]) for name, rows in chosen.items()}
     else:
         order = np.random.default_rng(recipe.seed).permutation(usable)
         drawn = _deal(where, recipe, order, parts, "trials")
@@ -107,19 +111,20 @@ def _clipped(domain: Intervals, start: float, stop: float) -> Intervals:
     return Intervals.of(zip(np.maximum(domain.start[first:last], start), np.minimum(domain.stop[first:last], stop)))
 
 
-def _by_column(where, recipe: SplitsRecipe, trials: Trials, usable: np.ndarray, parts) -> dict[str, Intervals]:
-    values = column(where, trials.columns, recipe.column).astype(str)
-    chosen = {name: [k for k in usable if values[k] in recipe.values.get(name, ())] for name in SPLITS}
-    if not chosen["train"]:
+def _by_column(
+    where: str, recipe: SplitsRecipe, trials: Trials, usable: np.ndarray, min_train_s: float
+) -> dict[str, np.ndarray]:
+    """Rows of the trials of each split as a column names them; a split it does not name is drawn out of train."""
+    values = column(where, trials.columns, recipe.column)
+    chosen = {name: usable[is_one_of(where, values[usable], recipe.values.get(name, []))] for name in SPLITS}
+    if not len(chosen["train"]) and (min_train_s > 0 or not any(map(len, chosen.values()))):
         raise SessionError(
             where,
             f"no trial has {recipe.column} in {recipe.values.get('train', [])}",
-            f"the column holds {', '.join(sorted(set(values.tolist()))[:5])}",
+            f"the column holds {', '.join(sorted(set(values.astype(str).tolist()))[:5])}",
         )
     unnamed = [name for name in SPLITS if name not in recipe.values]
     shares = tuple(getattr(recipe, name) for name in ("train", *unnamed))
     order = np.random.default_rng(recipe.seed).permutation(chosen["train"])
     ends = np.cumsum(sizes(len(order), tuple(share / sum(shares) for share in shares)))
-    for name, part in zip(("train", *unnamed), np.split(order, ends[:-1])):
-        chosen[name] = part
-    return {name: Intervals.of(pair for k in chosen[name] for pair in parts[k]) for name in SPLITS}
+    return chosen | dict(zip(("train", *unnamed), np.split(order, ends[:-1])))

@@ -1,11 +1,12 @@
 """A trial table and the recipe's words -> trial intervals, which of them are valid, and phases."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from data_prep.errors import SessionError
-from data_prep.expression import column, passes
+from data_prep.expression import column, numbers, passes
 from data_prep.recipe import Moment, PhaseRecipe, TrialsRecipe
 from data_prep.session import Intervals
 
@@ -16,9 +17,9 @@ class Trials:
 
     start: np.ndarray  # (n,) float64 s
     stop: np.ndarray  # (n,) float64 s, later than start
-    valid: np.ndarray  # (n,) bool, meets the recipe's conditions
+    valid: np.ndarray  # (n,) bool, meets the recipe's condition
     columns: dict[str, np.ndarray]
-    left_out: int = 0  # rows without a usable start and stop
+    notes: tuple[str, ...] = ()  # what a person should hear of
 
 
 NO_TRIALS = Trials(np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool), {})
@@ -26,10 +27,8 @@ NO_TRIALS = Trials(np.zeros(0), np.zeros(0), np.zeros(0, dtype=bool), {})
 
 def moments(where: str, table: dict[str, np.ndarray], moment: Moment, last_trial_s: float) -> np.ndarray:
     """Times (n,) of a Moment, NaN where the trial has none; rows of the table are in order of time."""
-    time = column(where, table, moment.column)
-    if time.dtype.kind not in "fiu":
-        raise SessionError(where, f"column {moment.column!r} holds no times", "name a column of seconds")
-    time = time.astype(np.float64)
+    name = named(moment)
+    time = numbers(f"{where} {name}", column(where, table, name))
     if moment.next:
         following, upcoming = np.full(len(time), np.nan), np.nan
         for row in range(len(time) - 1, -1, -1):
@@ -41,14 +40,26 @@ def moments(where: str, table: dict[str, np.ndarray], moment: Moment, last_trial
     return time + moment.offset_s
 
 
+def named(moment: Moment) -> str:
+    """The column a Moment names, a part of one as it is stored: go[2] is go.2."""
+    return re.sub(r"\[(\d+)\]$", r".\1", moment.column.strip())
+
+
 def find_trials(where: str, recipe: TrialsRecipe, table: dict[str, np.ndarray]) -> Trials:
-    """Trials of a table, in order of time; raises SessionError for a column that is not there."""
+    """Trials of a table, in order of time.
+
+    Raises SessionError for a column that is not there, and where trials of two clocks would lie upon each other.
+    """
     if not table or not len(next(iter(table.values()))):
         return NO_TRIALS
+    table = {name: numbers(f"{where} {name}", v) if name in _EDGES else v for name, v in table.items()}
+    _refuse_resets(where, *(table[name] for name in _EDGES))
     order = np.argsort(table["start_time"], kind="stable")
-    table = {name: values[order] for name, values in table.items()}
+    table, notes = {name: values[order] for name, values in table.items()}, []
     for name, factor in recipe.factors.items():
-        table[name] = column(where, table, name) * factor
+        hits = [key for key in table if key == name or re.fullmatch(rf"{re.escape(name)}\.\d+", key)]
+        table.update({key: numbers(f"{where} {key}", table[key]) * factor for key in hits})
+        notes += [] if hits else [f"trials have no column {name}, which trials.factors names"]
     start = moments(where, table, recipe.start, recipe.last_trial_s)
     stop = moments(where, table, recipe.stop, recipe.last_trial_s)
     table["duration"] = stop - start
@@ -57,12 +68,32 @@ def find_trials(where: str, recipe: TrialsRecipe, table: dict[str, np.ndarray]) 
     valid = passes(where, table, recipe.valid)
     order = np.flatnonzero(usable)[np.argsort(start[usable], kind="stable")]
     columns = {name: values[order] for name, values in table.items()}
-    return Trials(start[order], stop[order], valid[order], columns, int(np.sum(~usable)))
+    notes += [] if usable.all() else [f"{int(np.sum(~usable))} trials without a usable start and stop left out"]
+    return Trials(start[order], stop[order], valid[order], columns, tuple(notes))
+
+
+_EDGES = ("start_time", "stop_time")
+
+
+def _refuse_resets(where: str, start: np.ndarray, stop: np.ndarray) -> None:
+    """A table may list its trials in any order; but where sorting it makes trials overlap that did not, a clock was reset."""
+    falls = int(np.sum(start[1:] < start[:-1]))
+    if falls == 0:
+        return
+    order = np.argsort(start, kind="stable")
+    before = int(np.sum(start[1:] < stop[:-1])) - falls
+    if int(np.sum(start[order][1:] < stop[order][:-1])) > before:
+        raise SessionError(
+            where,
+            f"they start anew {falls} times, first after row {int(np.argmax(start[1:] < start[:-1]))}, and would overlap: "
+            "the clock was reset",
+            "add the repair clock_reset",
+        )
 
 
 def find_phase(where: str, recipe: PhaseRecipe, trials: Trials, last_trial_s: float) -> Intervals:
     """Intervals of one phase over all trials that have it."""
-    missing = {m.column for m in (recipe.start, recipe.stop)} - set(trials.columns)
+    missing = {named(moment) for moment in (recipe.start, recipe.stop)} - set(trials.columns)
     if len(trials.start) == 0 or (recipe.optional and missing):
         return Intervals.of([])
     chosen = {"valid": trials.valid, "invalid": ~trials.valid, "all": np.ones_like(trials.valid)}[recipe.trials]

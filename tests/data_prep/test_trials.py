@@ -29,7 +29,9 @@ def test_trials_cut_anew_run_from_target_to_next_target():
     )
     trials = find_trials("here", recipe, TABLE)
     assert list(zip(trials.start, trials.stop)) == [(1, 21), (21, 31), (31, 35)]  # the one without a target is none
-    assert trials.valid.tolist() == [False, True, True] and trials.left_out == 1
+    assert trials.valid.tolist() == [False, True, True] and trials.notes == (
+        "1 trials without a usable start and stop left out",
+    )
     back = find_phase("here", PhaseRecipe(Moment("stop_time"), Moment("target_on_time", next=True)), trials, 1.0)
     assert list(back) == [(24, 31), (34, 35)]
 

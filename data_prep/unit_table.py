@@ -1,0 +1,83 @@
+"""The units of a Recording and the recipe's words -> the unit table of a Session, its spikes, and what was noticed."""
+
+import re
+
+import numpy as np
+
+from data_prep.errors import SessionError
+from data_prep.expression import column, passes, truths
+from data_prep.recipe import UnitsRecipe
+from data_prep.recording import Recording
+from data_prep.session import Spikes, Units
+from data_prep.spikes import in_order_of_time
+
+_CLOSE_S = 1e-4  # no neuron fires twice in so short a time: one spike written twice, or two neurons in one unit
+_FEW_FALLS = 20  # a clock is reset so often at most; spike times that fall back more often are merely unsorted
+
+
+def find_units(recording: Recording, recipe: UnitsRecipe) -> tuple[Units, Spikes, list[str]]:
+    """Kept units, their spikes in order of time, and what was done; raises SessionError."""
+    where, columns, count = recording.name, recording.unit_columns, recording.spikes.count
+    names = column(f"{where} units", columns, recipe.id_column).astype(str)
+    missing = np.array(recording.missing or np.zeros(len(count)), dtype=bool)
+    keep = passes(f"{where} units", columns, recipe.keep) & ((count >= recipe.min_spikes) | missing)
+    if not keep.any():
+        raise SessionError(where, f"none of its {len(keep)} units is kept", "look at units.keep and units.min_spikes")
+    notes = [] if keep.all() else [f"{int(np.sum(~keep))} of {len(keep)} units left out by the recipe"]
+    trains = recording.spikes.kept(keep)
+    falls, close = _faults(trains)
+    _refuse_resets(where, falls, count[keep])
+    spikes, unsorted = in_order_of_time(where, trains)
+    if unsorted:
+        notes.append(f"spike times of {unsorted} units were not sorted")
+    if close:
+        notes.append(f"{close} spikes come less than 0.1 ms after one of the same unit (kept)")
+    rows = np.flatnonzero(keep)
+    quality = columns.get(recipe.quality_column, np.full(len(count), "")).astype(str)
+    table = Units(
+        id=tuple(names[rows].tolist()),
+        region=tuple(_region(recording.region[row], recipe.region_map) for row in rows),
+        quality=tuple(quality[rows].tolist()),
+        electrode=tuple(recording.electrode[row] for row in rows) if recording.electrode else (),
+        held_out=_held_out(where, columns, recipe.held_out, rows),
+        missing=tuple(missing[rows].tolist()) if missing[rows].any() else (),
+    )
+    silent, gone = int(np.sum((count == 0) & keep & ~missing)), int(np.sum(missing & keep))
+    notes += [f"{silent} units have no spikes"] if silent else []
+    notes += [f"{gone} units of the roster are not in this file"] if gone else []
+    return table, spikes, notes
+
+
+def _region(text: str, region_map: dict[str, str]) -> str:
+    return next((region for pattern, region in region_map.items() if re.search(pattern, text)), text) or "unknown"
+
+
+def _held_out(where: str, columns: dict[str, np.ndarray], name: str, rows: np.ndarray) -> tuple[bool, ...]:
+    """Which of the rows the dandiset withholds in its test files; () where none is, or nothing says so."""
+    if name not in columns:
+        return ()
+    withheld = truths(f"{where} units {name}", columns[name])[rows]
+    return tuple(withheld.tolist()) if withheld.any() else ()
+
+
+def _faults(trains) -> tuple[np.ndarray, int]:
+    """How often the times of each unit fall back (U,), and how many spikes of one unit are closer than 0.1 ms."""
+    falls, close = np.zeros(len(trains), dtype=np.int64), 0
+    for unit, time in enumerate(trains.trains()):
+        step = np.diff(time)
+        falls[unit] = np.sum(step < 0)
+        close += int(np.sum((np.diff(np.sort(time)) if falls[unit] else step) < _CLOSE_S))
+    return falls, close
+
+
+def _refuse_resets(where: str, falls: np.ndarray, count: np.ndarray) -> None:
+    """A clock that starts anew shows in most units alike; sorting them would lay two blocks upon each other."""
+    telling = falls[count >= 10]
+    few = np.sum((telling > 0) & (telling <= _FEW_FALLS))
+    if len(telling) > 1 and few > len(telling) / 2:
+        often = int(np.median(telling[telling > 0]))
+        raise SessionError(
+            where,
+            f"the spike times of {few} of {len(telling)} units fall back {often} times: the clock was reset",
+            "add the repair clock_reset",
+        )
