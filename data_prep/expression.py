@@ -69,9 +69,10 @@ def numbers(where: str, values: np.ndarray) -> np.ndarray:
 
 
 def is_one_of(where: str, values: np.ndarray, texts: list[str]) -> np.ndarray:
-    """Which values (n,) equal one of the texts, as `==` of a condition says."""
+    """Which values (n,) equal one of the texts, or the number it spells."""
     plain = _plain(where, values)
-    hits = [_equal(plain, np.full(len(plain), str(text))) for text in texts]
+    number = _number(plain)
+    hits = [_equal(plain, np.full(len(plain), str(text))) | (number == _spelled(str(text))) for text in texts]
     return np.any(hits, axis=0) if hits else np.zeros(len(plain), dtype=bool)
 
 

@@ -5,6 +5,8 @@ import numpy as np
 from data_prep.recipe import OutlierRecipe
 from data_prep.session import Intervals
 
+_FILLED = 2  # so many missing samples at most lie on a line between their neighbours; more are missing
+
 
 def sample_interval(time: np.ndarray) -> float:
     """Median distance of samples in seconds; 0 where there are fewer than two."""
@@ -29,9 +31,12 @@ def covered(time: np.ndarray, gap: float) -> Intervals:
 
 
 def differentiate(time: np.ndarray, value: np.ndarray, gap: float) -> np.ndarray:
-    """Central differences (N, K) per second within each stretch, one-sided at its ends; NaN where a sample is alone."""
+    """Central differences (N, K) per second within each stretch, one-sided at its ends; NaN where a sample is alone.
+
+    However long the pauses of a stretch may be, none of more than two missing samples is reached across.
+    """
     rate = np.full(value.shape, np.nan)
-    for first, last in stretches(time, gap):
+    for first, last in stretches(time, min(gap, _FILLED + 1.5)):
         if last - first > 1:
             rate[first:last] = np.gradient(value[first:last], time[first:last], axis=0)
     return rate
@@ -41,7 +46,8 @@ def resample(time: np.ndarray, value: np.ndarray, hz: float, gap: float) -> tupl
     """Samples at `hz`, stretch by stretch, starting at its first sample: time (M,), value (M, K).
 
     Going down, a sample is the mean of what lies within half a new interval around it, so that nothing is aliased;
-    going up, it lies on the line between its neighbours. Missing values make missing values.
+    going up, it lies on the line between its neighbours, unless more than two samples are missing between them.
+    Missing values make missing values.
     """
     times, values = [np.zeros(0)], [np.zeros((0, value.shape[1]))]
     down = sample_interval(time) * hz < 1
@@ -59,9 +65,17 @@ def resample(time: np.ndarray, value: np.ndarray, hz: float, gap: float) -> tupl
             )
         else:
             new = np.stack([np.interp(grid, t, column) for column in v.T], axis=1)
+            new[_in_pauses(grid, t, (_FILLED + 1.5) * sample_interval(time))] = np.nan
         times.append(grid)
         values.append(new)
     return np.concatenate(times), np.concatenate(values)
+
+
+def _in_pauses(grid: np.ndarray, time: np.ndarray, longest_s: float) -> np.ndarray:
+    """Which times of the grid (M,) lie strictly between two samples (N,) more than `longest_s` apart."""
+    after = np.clip(np.searchsorted(time, grid - 1e-9), 1, max(len(time) - 1, 1))
+    wide = np.append(False, np.diff(time) > longest_s)[after] if len(time) > 1 else np.zeros(len(grid), dtype=bool)
+    return wide & (grid > time[after - 1] + 1e-9) & (grid < time[np.minimum(after, len(time) - 1)] - 1e-9)
 
 
 def grown(mask: np.ndarray, width: int) -> np.ndarray:

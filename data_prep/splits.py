@@ -32,10 +32,12 @@ def split_domain(
 
 
 def rounded(intervals: Intervals, min_s: float) -> Intervals:
-    """Intervals with ends on whole microseconds, the grain of shards, and without those shorter than `min_s` seconds."""
+    """Intervals with ends on whole microseconds, the grain of shards; those that then touch are joined, and those
+    shorter than `min_s` seconds left out."""
     start, stop = np.ceil(intervals.start * 1e6 - 1e-3) / 1e6, np.floor(intervals.stop * 1e6 + 1e-3) / 1e6
-    kept = np.round((stop - start) * 1e6) >= max(1, round(min_s * 1e6))
-    return Intervals.of(zip(start[kept], stop[kept]))
+    whole = Intervals.of(zip(start, stop)).merged()
+    kept = np.round((whole.stop - whole.start) * 1e6) >= max(1, round(min_s * 1e6))
+    return Intervals(whole.start[kept], whole.stop[kept])
 
 
 def sizes(count: int, shares: tuple[float, ...]) -> list[int]:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_prep.errors import SessionError
-from data_prep.measure import factor, per_second
+from data_prep.measure import factor, per_second, swaps
 from data_prep.recipe import OutlierRecipe
 from data_prep.signals import at_rest, covered, differentiate, grown, marked, outliers, resample, stretches
 
@@ -79,6 +79,20 @@ def test_missing_values_stay_missing_when_resampled():
         assert len(bad) and np.abs(bad - 0.5).max() < 0.05
 
 
+@pytest.mark.parametrize("lost", range(6))
+def test_no_more_than_two_lost_samples_are_ever_filled(lost):
+    """However long a pause the recipe lets pass: beyond two lost samples nothing is known between their neighbours."""
+    time = np.delete(np.arange(40) / 10, range(20, 20 + lost))
+    new_time, new = resample(time, np.sin(time)[:, None], 40.0, 30.0)
+    inside = (new_time > 1.9 + 1e-6) & (new_time < 2.0 + lost / 10 - 1e-6)
+    assert inside.sum() == 4 * (lost + 1) - 1
+    assert np.isfinite(new[~inside]).all() and np.isnan(new[inside]).all() == (lost > 2)
+    assert np.isfinite(new[inside]).all() == (lost <= 2)
+    moved = np.where(time < 1.95, time, time + 100.0)[:, None]
+    rate = differentiate(time, moved, 30.0)
+    assert np.isfinite(rate).all() and (np.abs(rate - 1).max() < 1e-9) == (lost > 2)
+
+
 @given(st.lists(st.booleans(), min_size=1, max_size=30), st.integers(0, 6))
 def test_growing_a_mask_equals_the_plain_loop(bits, width):
     mask = np.array(bits)
@@ -131,6 +145,18 @@ def test_rest_is_long_stillness_only():
         ("Millimeters per second", "cm/s", 0.1),
         ("degrees", "rad", np.pi / 180),
         ("pixels", "pixels", 1),
+        ("flexion", "flexion", 1),
+        ("cm s^-1", "mm/s", 10),
+        ("cm s-1", "mm/s", 10),
+        ("m·s⁻¹", "cm/s", 100),
+        ("centimeters/second", "m/s", 0.01),
+        ("N", "mN", 1000),
+        ("Nm", "N*m", 1),
+        ("N-m", "N*mm", 1000),
+        ("newton meters", "N*cm", 100),
+        ("deg/s", "rad/s", np.pi / 180),
+        ("uV", "mV", 1e-3),
+        ("µV", "volts", 1e-6),
         ("cm", "cm", 1),
     ],
 )
@@ -138,10 +164,19 @@ def test_units_of_measure(stated, wanted, truth):
     assert np.isclose(factor("here", stated, wanted), truth)
 
 
-@pytest.mark.parametrize("stated, wanted", [("pixels", "cm"), ("cm", "cm/s"), ("unknown", "cm/s"), ("deg", "cm")])
+@pytest.mark.parametrize(
+    "stated, wanted", [("pixels", "cm"), ("cm", "cm/s"), ("unknown", "cm/s"), ("deg", "cm"), ("nm", "N*m")]
+)
 def test_units_of_measure_without_a_rule_are_refused(stated, wanted):
     with pytest.raises(SessionError, match="unit of measure"):
         factor("here", stated, wanted)
+
+
+@pytest.mark.parametrize("stated", ["cm/s", "mm", "deg", "m/s^2", "furlongs", "N*m", "centimeters"])
+def test_swaps_are_the_other_units_of_the_same_quantity(stated):
+    for other, times in swaps(stated).items():
+        assert np.isclose(factor("here", other, stated), times) and times != 1
+    assert set(swaps("cm/s")) == {"m/s", "mm/s", "um/s"} and swaps("furlongs") == {}
 
 
 def test_unit_of_a_rate_of_change():

@@ -121,3 +121,54 @@ def test_one_trial_cannot_be_split():
 def test_a_column_that_is_not_there_is_told():
     with pytest.raises(SessionError, match="no column 'split'"):
         split_domain("here", SplitsRecipe(by="column", column="split"), Intervals.of([(0, 100)]), some_trials(9), 1.0)
+
+
+def test_a_file_of_test_trials_alone_is_split_where_no_training_is_asked_for():
+    domain, trials = Intervals.of([(0, 400)]), some_trials(40, 3.0, 7.0, {"split": np.array(["val"] * 40)})
+    recipe = SplitsRecipe(by="column", column="split", values={"train": ["train"], "test": ["val"]}, rest="drop")
+    splits = split_domain("here", recipe, domain, trials, 1.0, min_train_s=0.0)
+    assert [len(splits[name]) for name in ("train", "valid", "test")] == [0, 0, 40]
+    with pytest.raises(SessionError, match="no trial has split in .'train'.; the column holds val"):
+        split_domain("here", recipe, domain, trials, 1.0, min_train_s=30.0)
+    nobody = SplitsRecipe(by="column", column="split", values={"train": ["a"], "test": ["b"]})
+    with pytest.raises(SessionError, match="no trial has split"):
+        split_domain("here", nobody, domain, trials, 1.0, min_train_s=0.0)
+
+
+@pytest.mark.parametrize("values", [np.array([1.0, 2.0]), np.array([1, 2]), np.array(["1", "2.0"])])
+def test_a_split_may_be_named_by_number(values):
+    trials = some_trials(40, 3.0, 7.0, {"split": np.repeat(values, 20)})
+    recipe = SplitsRecipe(by="column", column="split", values={"train": ["1"], "valid": [], "test": ["2"]}, rest="drop")
+    splits = split_domain("here", recipe, Intervals.of([(0, 400)]), trials, 1.0)
+    assert splits["test"].start.min() == 200 and splits["train"].seconds == splits["test"].seconds == 60
+
+
+@given(st.integers(0, 99), st.floats(0, 2), st.lists(st.sampled_from(["train", "val"]), min_size=40, max_size=40))
+def test_shares_drawn_out_of_a_named_split_never_leak(seed, guard, names):
+    """Overlapping trials, and a valid split drawn out of train: whoever comes later in the draw yields."""
+    trials = some_trials(40, 4.0, -1.0, {"split": np.array(names)})
+    recipe = SplitsRecipe(
+        by="column", column="split", values={"train": ["train"], "test": ["val"]}, guard_s=guard, seed=seed
+    )
+    splits = split_domain("here", recipe, Intervals.of([(0, 200)]), trials, 0.5, min_train_s=0.0)
+    truth = Intervals.of(
+        zip(trials.start[trials.columns["split"] == "val"], trials.stop[trials.columns["split"] == "val"])
+    )
+    assert splits["test"].difference(truth).seconds == 0 and np.isclose(splits["test"].seconds, truth.merged().seconds)
+    for one, other in (("train", "valid"), ("train", "test"), ("valid", "test")):
+        assert distance(splits[one], splits[other]) >= guard - 3e-6
+
+
+def test_trials_that_touch_but_for_a_rounding_error_are_one_stretch():
+    start = np.arange(10) * 0.6
+    apart = Intervals.of(zip(start, start + 0.6 - 1e-13))
+    assert list(rounded(apart, 1.0)) == [(0.0, 6.0)]
+    assert len(rounded(Intervals.of(zip(start, start + 0.59)), 1.0)) == 0
+
+
+@pytest.mark.parametrize("count", range(3, 60))
+def test_sizes_are_the_rounded_shares_and_the_remainder_goes_to_the_largest(count):
+    train, valid, test = sizes(count, (0.7, 0.1, 0.2))
+    assert train + valid + test == count and min(train, valid, test) >= 1
+    if count >= 10:
+        assert (valid, test) == (round(count * 0.1), round(count * 0.2))
