@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field
 
@@ -278,6 +279,8 @@ def check_recipe(recipe: Recipe) -> None:
     named += [("repairs", name, set(REPAIRS)) for name in recipe.repairs]
     named += [("session", recipe.session, {"session_id", "identifier", "file"})]
     named += [("reader", recipe.reader, {"nwb", "makin", "flint"})]
+    named += [("units.bin_time", recipe.units.bin_time, {"start", "centre", "stop"})]
+    named += [(f"signals.{name}.clock", signal.clock, {"", "period"}) for name, signal in recipe.signals.items()]
     named += [(f"phases.{name}.clock", phase.clock, {"", "period"}) for name, phase in recipe.phases.items()]
     for key, value, known in named:
         if value not in known:
@@ -304,6 +307,10 @@ def _check_signal(where: str, name: str, signals: dict[str, SignalRecipe]) -> No
         raise RecipeError(where, f"signals.{name} has neither path nor derive_from", "give one of them")
     if len(signal.plausible) not in (0, 2):
         raise RecipeError(where, f"signals.{name}.plausible has {len(signal.plausible)} numbers", "give [low, high]")
+    if not (signal.factor and math.isfinite(signal.factor)) or min(signal.hz, signal.rated_hz) < 0:
+        raise RecipeError(
+            where, f"signals.{name} has factor {signal.factor:g} or a rate below 0", "give a factor but 0, rates >= 0"
+        )
     if not signal.gap > 1:
         raise RecipeError(where, f"signals.{name}.gap is {signal.gap:g}", "give more than 1 median sample interval")
     while signal.derive_from:
@@ -330,6 +337,12 @@ def _check_numbers(where: str, recipe: Recipe) -> None:
         raise RecipeError(
             where, "splits.blocks, splits.guard_s or domain.min_s is too small", "give blocks >= 1, seconds >= 0"
         )
+    twice = [text for texts in splits.values.values() for text in texts]
+    if len(set(twice)) < len(twice):
+        raise RecipeError(where, "splits.values gives one value to two splits", "name every value once")
+    for name, phase in recipe.phases.items():
+        if (phase.invert or phase.clock) and not phase.mask:
+            raise RecipeError(where, f"phases.{name} has no mask to invert or time", "name a mask, or leave these out")
     for rule in recipe.outliers:
         if rule.norm_above is None and rule.any_above is None:
             raise RecipeError(where, f"an outlier rule for {rule.signal} has no limit", "give norm_above or any_above")

@@ -13,8 +13,10 @@ from data_prep.errors import RecipeError, SessionError
 from data_prep.recipe import (
     DomainRecipe,
     OutlierRecipe,
+    PhaseRecipe,
     Recipe,
     SignalRecipe,
+    SplitsRecipe,
     StillRecipe,
     TrialsRecipe,
     UnitsRecipe,
@@ -331,6 +333,11 @@ def test_nothing_left_of_the_domain(nwb, recipe):
         ({"signals": {"a": SignalRecipe()}}, "neither path nor derive_from"),
         ({"units": UnitsRecipe(region_map={"(": "M1"})}, "region_map has '('"),
         ({"signals": {"a/b": SignalRecipe(path=["x"])}}, "'a/b' is no name"),
+        ({"signals": {"a": SignalRecipe(path=["x"], factor=0.0)}}, "signals.a has factor 0"),
+        ({"signals": {"a": SignalRecipe(path=["x"], clock="ticks")}}, "signals.a.clock names 'ticks'"),
+        ({"units": UnitsRecipe(bin_time="end")}, "units.bin_time names 'end'; choose from centre, start, stop"),
+        ({"phases": {"hold": PhaseRecipe(invert=True)}, "eval_phases": []}, "phases.hold has no mask"),
+        ({"splits": SplitsRecipe(by="column", column="s", values={"train": ["a"], "test": ["a"]})}, "to two splits"),
         (
             {"units": UnitsRecipe(keep="quality.lower() == 'good'")},
             "recipe small units.keep: a call of 'quality.lower'",
