@@ -105,7 +105,7 @@ class FolderSource(Source):
         yield path
 
     def provenance(self, asset: Asset) -> dict[str, str]:
-        return {"collection": self.root}
+        return {"collection": os.path.realpath(self.root)}
 
 
 def open_source(
