@@ -1,0 +1,315 @@
+"""An NWB file nobody has described -> a proposed recipe, tried on the file itself, as commented YAML."""
+
+import re
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.assembly import read_session
+from data_prep.discover_signals import Signals, find_signals
+from data_prep.discover_spikes import HIPPOCAMPUS, FoundSpikes, find_spikes
+from data_prep.discover_text import Remarks, as_yaml
+from data_prep.discover_trials import ENOUGH, FoundTrials, find_trials_words
+from data_prep.errors import MendableError
+from data_prep.nwb_survey import Survey, surveyed
+from data_prep.recipe import Recipe, SplitsRecipe
+from data_prep.session import SPLITS, Session
+
+TRIES = 12  # mends of a proposal that its own file refuses
+BLOCK_S = 20.0  # blocks are no shorter, as far as there is time
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A recipe for one file, what is behind it, and what came of trying it."""
+
+    recipe: Recipe
+    remarks: Remarks = field(default_factory=dict)  # path within the recipe -> sentences
+    head: tuple[str, ...] = ()
+    session: Session | None = None  # what the recipe makes of the file; None where the file refuses it
+    refusal: str = ""  # the last refusal, "" where the file was read
+
+    def text(self) -> str:
+        """Commented YAML for `spikeloom prepare`."""
+        return as_yaml(self.recipe, self.remarks, list(self.head))
+
+
+def discover(path: Path, name: str = "") -> Proposal:
+    """A recipe for the file, called `name` (else after the file); raises SessionError where there is nothing to read."""
+    path = Path(path)
+    with surveyed(path) as survey:
+        spikes = find_spikes(survey)
+        place_first = any(re.search(HIPPOCAMPUS, area, re.I) for area in spikes.areas)
+        signals = find_signals(survey, spikes.counts, place_first)
+        trials = find_trials_words(survey)
+        draft = _draft(survey, spikes, signals, trials, name or _name(path))
+    tried = _tried(draft, path)
+    return replace(tried, head=tuple(_head(survey, spikes, signals, trials, tried)))
+
+
+def _name(path: Path) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", path.name.split(".")[0]).strip("_-") or "discovered"
+
+
+def _draft(survey: Survey, spikes: FoundSpikes, signals: Signals, trials: FoundTrials, name: str) -> Proposal:
+    recipe = Recipe(
+        name=name,
+        description=textwrap.shorten(survey.description, 100, placeholder=" ...") or f"Proposed from {survey.name}",
+        units=spikes.recipe,
+        signals=signals.recipes,
+        trials=trials.trials,
+        phases={**trials.phases, **signals.masks},
+        eval_phases=list(signals.masks),
+        domain=replace(trials.domain, signals=signals.domain),
+    )
+    remarks = _merged(spikes.remarks, signals.remarks, trials.remarks)
+    recipe = _named(survey, recipe, remarks)
+    recipe = _repaired(survey, signals, trials, recipe, remarks)
+    if trials.split:
+        recipe = replace(recipe, splits=trials.split)
+    elif trials.good >= ENOUGH:
+        recipe = replace(recipe, splits=SplitsRecipe(by="trial"))
+        remarks["splits"] = [f"whole trials are drawn, from the {trials.good} good ones"]
+    else:
+        remarks["splits"] = [
+            f"{trials.good or 'no'} good trials where {ENOUGH} would do: blocks of time are drawn instead"
+        ]
+    if recipe.domain.observed and survey.observed:
+        remarks.setdefault("domain", []).append(
+            "the units have obs_intervals; the domain keeps to those that all share"
+        )
+    return Proposal(recipe, remarks)
+
+
+def _merged(*parts: Remarks) -> Remarks:
+    out: Remarks = {}
+    for part in parts:
+        for key, texts in part.items():
+            out.setdefault(key, []).extend(texts)
+    return out
+
+
+def _named(survey: Survey, recipe: Recipe, remarks: Remarks) -> Recipe:
+    """How sessions are called: by what the file says of itself, else by its name."""
+    if survey.session_id.strip():
+        remarks["session"] = [f"sessions are named by session_id, here {survey.session_id.strip()[:60]!r}"]
+    elif survey.identifier.strip() and not re.fullmatch(r"[0-9a-f-]{32,36}", survey.identifier.strip(), re.I):
+        recipe = replace(recipe, session="identifier")
+        remarks["session"] = [f"there is no session_id; the identifier is {survey.identifier.strip()[:60]!r}"]
+    else:
+        recipe = replace(recipe, session="file")
+        remarks["session"] = ["there is no session_id, and the identifier is no name"]
+    if not survey.subject.strip():
+        said = re.search(r"sub-([A-Za-z0-9]+)", survey.name)
+        recipe = replace(recipe, subject=said[1] if said else "unknown")
+        remarks["subject"] = ["the file names no subject" + ("; its own name does" if said else "")]
+    paradigm = {
+        "center_out": r"cent(er|re)[- _]?out",
+        "random_target": r"random[- _]target",
+        "maze": r"\bmaze",
+        "linear_track": r"linear[- _]track",
+        "open_field": r"open[- _](field|arena)",
+    }
+    found = next((word for word, pattern in paradigm.items() if re.search(pattern, survey.description, re.I)), "")
+    if found:
+        remarks["paradigm"] = ["from the file's description"]
+    return replace(recipe, paradigm=found)
+
+
+def _repaired(survey: Survey, signals: Signals, trials: FoundTrials, recipe: Recipe, remarks: Remarks) -> Recipe:
+    """Repairs for clocks: a reset where trials and series (or spikes) fall back alike, else sorting and dropping."""
+    repairs, why = [], []
+    resets = trials.overlaps > 0 and (signals.falls == trials.overlaps or (not signals.recipes and survey.falls > 0))
+    if resets and trials.falls:
+        repairs.append("clock_reset")
+        why.append(f"trials and samples start anew {trials.overlaps} times: the clock was reset")
+    elif signals.falls:
+        repairs.append("sort_timestamps")
+        why.append(f"{signals.falls} sample times lie before the one above")
+    if signals.repeats or (signals.falls and not resets):
+        repairs.append("drop_repeated_timestamps")
+        why.append(f"{signals.repeats} sample times are repeated")
+    if trials.overlaps and not (resets and trials.falls):
+        why.append(
+            f"unsure: {trials.overlaps} trials start before the one above has ended (drop_overlapping_trials drops them)"
+        )
+    if why:
+        remarks["repairs"] = why
+    return replace(recipe, repairs=repairs)
+
+
+# ------------------------------------------------------------------------------- trying it on the file
+
+
+def _tried(draft: Proposal, path: Path) -> Proposal:
+    """The proposal after as many mends as its own file asks for; with the session, or with the refusal."""
+    refusal = ""
+    for _ in range(TRIES):
+        try:
+            session = read_session(path, draft.recipe)
+        except MendableError as error:
+            refusal = str(error)
+            mended = _mended(draft, refusal)
+            if mended is None:
+                return replace(draft, refusal=refusal)
+            draft = mended
+            continue
+        better = _better_split(draft, session)
+        if better is None:
+            return replace(draft, session=session)
+        draft = better
+    return replace(draft, refusal=refusal)
+
+
+def _mended(draft: Proposal, refusal: str) -> Proposal | None:
+    """The proposal changed so that this refusal does not come again, with the refusal as a remark; None if no mend is known."""
+    for pattern, mend in MENDS:
+        if re.search(pattern, refusal):
+            changed = mend(draft.recipe, refusal)
+            if changed is not None and changed[0] != draft.recipe:
+                recipe, path = changed
+                said = refusal.split(": ", 1)[-1]
+                remarks = {
+                    **draft.remarks,
+                    path: [*draft.remarks.get(path, []), f"unsure: changed, as the file said: {said}"],
+                }
+                return replace(draft, recipe=recipe, remarks=_still_there(remarks, recipe))
+    return None
+
+
+def _still_there(remarks: Remarks, recipe: Recipe) -> Remarks:
+    gone = lambda key: key.startswith("signals.") and key.split(".")[1] not in recipe.signals  # noqa: E731
+    return {key: texts for key, texts in remarks.items() if not gone(key)}
+
+
+Mend = Callable[[Recipe, str], tuple[Recipe, str] | None]
+
+
+def _with_repair(name: str) -> Mend:
+    def mend(recipe: Recipe, _: str):
+        return None if name in recipe.repairs else (replace(recipe, repairs=[*recipe.repairs, name]), "repairs")
+
+    return mend
+
+
+def _without_reset(recipe: Recipe, _: str):
+    repairs = [name for name in recipe.repairs if name != "clock_reset"]
+    return replace(recipe, repairs=["sort_timestamps", "drop_repeated_timestamps", *repairs]), "repairs"
+
+
+def _by_blocks(recipe: Recipe, _: str):
+    return replace(recipe, splits=SplitsRecipe(by="blocks")), "splits"
+
+
+def _shorter(recipe: Recipe, _: str):
+    if recipe.domain.min_s > 0.2:
+        return replace(recipe, domain=replace(recipe.domain, min_s=recipe.domain.min_s / 2)), "domain.min_s"
+    if recipe.domain.observed:
+        return replace(recipe, domain=replace(recipe.domain, observed=False, min_s=1.0)), "domain.observed"
+    if recipe.domain.epochs:
+        return replace(recipe, domain=replace(recipe.domain, epochs_table="", epochs="")), "domain"
+    return None
+
+
+def _less_training(recipe: Recipe, refusal: str):
+    found = re.search(r"([\d.]+) s of training time", refusal)
+    if not found or float(found[1]) < 2:
+        return _by_blocks(recipe, refusal) if recipe.splits.by != "blocks" else None
+    return replace(recipe, min_train_s=float(int(0.5 * float(found[1])))), "min_train_s"
+
+
+def _no_eval(recipe: Recipe, refusal: str):
+    found = re.search(r"phase (\w+) never occurs", refusal)
+    kept = [name for name in recipe.eval_phases if not found or name != found[1]]
+    return replace(recipe, eval_phases=kept), "eval_phases"
+
+
+def _any_size(recipe: Recipe, refusal: str):
+    named = [name for name in recipe.signals if re.search(rf"\b{name}\b", refusal)]
+    changed = {n: replace(s, plausible=[]) if n in named else s for n, s in recipe.signals.items()}
+    return replace(recipe, signals=changed), f"signals.{named[0]}" if named else "signals"
+
+
+def _no_condition(recipe: Recipe, _: str):
+    return replace(recipe, trials=replace(recipe.trials, valid="")), "trials.valid"
+
+
+def _without_signal(recipe: Recipe, refusal: str):
+    """Leave out the signal that a refusal names, and what is derived from it; not the only one."""
+    head = refusal.split(":")[0]
+    named = {n for n, s in recipe.signals.items() if re.search(rf"\b{n}\b", head) or any(p in refusal for p in s.path)}
+    named |= {n for n, s in recipe.signals.items() if s.derive_from in named}
+    kept = {name: one for name, one in recipe.signals.items() if name not in named}
+    if not named:
+        return None
+    domain = replace(recipe.domain, signals=[name for name in recipe.domain.signals if name in kept])
+    return replace(recipe, signals=kept, domain=domain), "signals"
+
+
+MENDS: tuple[tuple[str, Mend], ...] = (
+    (r"timestamps go back", _with_repair("sort_timestamps")),
+    (r"timestamps are repeated", _with_repair("drop_repeated_timestamps")),
+    (r"clock resets", _without_reset),
+    (r"usable trials|no trial has", _by_blocks),
+    (r"s of training time", _less_training),
+    (r"nothing is left of", _shorter),
+    (r"never occurs in its domain", _no_eval),
+    (r"99\.9 percentile", _any_size),
+    (r" trials: no column", _no_condition),
+    (r"samples is finite|no series|columns|unit of measure|samples but|timestamps|sample times", _without_signal),
+)
+
+
+def _better_split(draft: Proposal, session: Session) -> Proposal | None:
+    """Blocks instead of trials where a split comes out all but empty, and as many as the time allows; None if all is well."""
+    recipe, total = draft.recipe, session.domain.seconds
+    poorest = min(session.splits[name].seconds for name in SPLITS)
+    enough = min(10.0, 0.04 * total)
+    if poorest >= enough:
+        return None
+    told = f"by {recipe.splits.by} the smallest split would hold {poorest:.1f} s of {total:.0f} s"
+    if recipe.splits.by != "blocks":
+        splits, path = SplitsRecipe(by="blocks"), "splits"
+    elif recipe.splits.guard_s > 0.25:
+        blocks = int(np.clip(total / BLOCK_S, 10, 20))
+        splits, path = replace(recipe.splits, guard_s=recipe.splits.guard_s / 2, blocks=blocks), "splits.guard_s"
+    else:
+        return None
+    remarks = {**draft.remarks, path: [*draft.remarks.get(path, []), told]}
+    return replace(draft, recipe=replace(recipe, splits=splits), remarks=remarks)
+
+
+# ------------------------------------------------------------------------------- the head
+
+
+def _head(survey: Survey, spikes: FoundSpikes, signals: Signals, trials: FoundTrials, tried: Proposal) -> list[str]:
+    lines = [f"Proposed from one file, {survey.name} (NWB {survey.version}); read it before you use it on others."]
+    if survey.description:
+        lines.append(f"The file says: {textwrap.shorten(survey.description, 300, placeholder=' ...')}")
+    lines += [f"Seen: {text}." for text in (spikes.seen, *signals.seen, trials.seen)]
+    if signals.passed_over:
+        lines.append(f"Passed over: {'; '.join(signals.passed_over[:10])}.")
+    session = tried.session
+    if session is None:
+        return [f"REFUSED by its own file: {tried.refusal}", *lines]
+    units = _count(len(session.units), "unit", "units")
+    each = ", ".join(f"{name} {session.splits[name].seconds:.0f} s" for name in SPLITS)
+    signal = next(iter(session.signals.values()), None)
+    primary = (
+        f"; primary signal {signal.name}, {signal.value.shape[1]} columns in {signal.unit_of_measure or 'no unit'}"
+        if signal
+        else "; no signal, so a session of spikes only"
+    )
+    lines.append(
+        f"Tried on it: {units}, {len(session.spikes):,} spikes{primary}; domain "
+        f"{session.domain.seconds:.0f} s in {_count(len(session.domain), 'stretch', 'stretches')}; {each}."
+    )
+    notes = [note for note in session.provenance.get("notes", "").splitlines() if note]
+    return [*lines, *([f"Noted: {'; '.join(notes)}."] if notes else [])]
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
