@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from data_prep.errors import SessionError
-from data_prep.recording import Recording, Series
+from data_prep.recording import Recording, Series, SpikeTrains
 
 PAUSE_S = 60.0  # seconds put between the blocks of a recording whose clock was reset
 
@@ -48,6 +48,69 @@ def drop_overlapping_trials(recording: Recording) -> Recording:
     return replace(recording, tables={**recording.tables, "trials": trials}, notes=(*recording.notes, note))
 
 
+def drop_overlapping_pair(recording: Recording) -> Recording:
+    """Of the first trial within which the next one starts, both, with the samples and spikes of their time.
+
+    The clock of the recorder jumps back within such a pair (Churchland-Shenoy, two sessions), so neither is sound; a
+    trial that starts before the one above it *started* is a reset of the clock instead, for `clock_reset`.
+    """
+    table = recording.tables.get("trials", {})
+    start, stop = table.get("start_time", np.zeros(0)), table.get("stop_time", np.zeros(0))
+    pairs = np.flatnonzero((start[:-1] <= start[1:]) & (start[1:] < stop[:-1]))
+    if len(pairs) == 0:
+        return recording
+    first = int(pairs[0])
+    low, high, jump = start[first], max(stop[first], stop[first + 1]), stop[first] - start[first + 1]
+    block = int(np.sum(start[1 : first + 1] < start[:first]))
+
+    def outside(time: np.ndarray) -> np.ndarray:
+        resets = np.concatenate([[0], np.cumsum(time[:-1] - time[1:] > jump + 1e-3)])[: len(time)]
+        return (time < low) | (time > high) | (resets != block)
+
+    rows = np.delete(np.arange(len(start)), [first, first + 1])
+    kept = {name: outside(one.time) for name, one in recording.series.items()}
+    note = f"trials {first + 1} and {first + 2} overlap: dropped with their samples and spikes"
+    return replace(
+        recording,
+        spikes=_filtered(recording.spikes, outside),
+        series={
+            name: replace(one, time=one.time[kept[name]], value=one.value[kept[name]])
+            for name, one in recording.series.items()
+        },
+        observed=tuple(seen[rows] if len(seen) == len(start) else seen for seen in recording.observed),
+        tables={**recording.tables, "trials": {name: values[rows] for name, values in table.items()}},
+        notes=(*recording.notes, note),
+    )
+
+
+def _filtered(trains: SpikeTrains, keep: Callable[[np.ndarray], np.ndarray]) -> SpikeTrains:
+    """The trains without the spikes for which `keep` of a train's times is False."""
+
+    def read(first: int, last: int) -> np.ndarray:
+        parts = np.split(trains.read(first, last), np.cumsum(trains.count[first:last])[:-1])
+        return np.concatenate([np.zeros(0), *(part[keep(part)] for part in parts)])
+
+    count = np.array([np.sum(keep(time)) for time in trains.trains()], dtype=np.int64)
+    return SpikeTrains(count, read)
+
+
+def aborted_before_target(recording: Recording) -> Recording:
+    """A target_on_time for trials that have none: a second after the stop of the trial above, or their stop if earlier.
+
+    So a trial that is cut from target to target ends where the next one was aborted before its target (Perich-Miller,
+    as in the pipeline of the POYO papers). The first trial gets its start.
+    """
+    table = recording.tables.get("trials", {})
+    missing = ~np.isfinite(table.get("target_on_time", np.zeros(0)))
+    if not missing.any():
+        return recording
+    above = np.append(table["start_time"][:1] - 1, table["stop_time"][:-1])
+    time = np.where(missing, np.minimum(above + 1, table["stop_time"]), table["target_on_time"])
+    note = f"{int(np.sum(missing))} trials without a target_on_time: given one, so that the trial before them ends"
+    tables = {**recording.tables, "trials": {**table, "target_on_time": time}}
+    return replace(recording, tables=tables, notes=(*recording.notes, note))
+
+
 def clock_reset(recording: Recording) -> Recording:
     """Blocks after a reset of the clock moved to 60 s after the block before, in spikes, series and trials alike.
 
@@ -59,11 +122,13 @@ def clock_reset(recording: Recording) -> Recording:
         return recording
     trial_block = _overlaps(table["start_time"], table["stop_time"])
     resets = int(trial_block[-1])
-    if resets == 0:
-        return recording
-    series_block = {name: _blocks(recording.name, name, one, resets) for name, one in recording.series.items()}
     falls = [_falls(time) for time in recording.spikes.trains()]
     keep = np.array([len(at) == resets or count == 0 for at, count in zip(falls, recording.spikes.count)], dtype=bool)
+    dropped = () if keep.all() else (f"{int(np.sum(~keep))} units without matching resets dropped",)
+    if resets == 0:
+        mended = recording if keep.all() else _with_units(recording, keep)
+        return replace(mended, notes=(*mended.notes, *dropped)) if dropped else mended
+    series_block = {name: _blocks(recording.name, name, one, resets) for name, one in recording.series.items()}
     trains = recording.spikes.kept(keep)
 
     seen = [_extent(one.time, series_block[name], resets) for name, one in recording.series.items()]
@@ -71,22 +136,44 @@ def clock_reset(recording: Recording) -> Recording:
     seen += [_extent(time, _blocks_of(time), resets) for time in trains.trains()]
     shift = _shifts(np.array(seen))
     trials = {
-        name: values + shift[trial_block] if name.endswith("_time") and values.dtype.kind == "f" else values
-        for name, values in table.items()
+        name: values + shift[trial_block] if _is_moment(name, table) else values for name, values in table.items()
     }
     series = {name: replace(one, time=one.time + shift[series_block[name]]) for name, one in recording.series.items()}
     note = f"clock reset {resets} times: later blocks moved to {PAUSE_S:g} s after the one before"
-    dropped = f"{int(np.sum(~keep))} units without matching resets dropped"
     return replace(
-        recording,
+        _with_units(recording, keep),
         spikes=trains.changed(lambda time: time + shift[_blocks_of(time)]),
         series=series,
-        unit_columns={name: values[keep] for name, values in recording.unit_columns.items()},
-        region=tuple(region for region, kept in zip(recording.region, keep) if kept),
         observed=_observed(recording, keep, shift, resets),
         tables={**recording.tables, "trials": trials},
-        notes=(*recording.notes, note, *([] if keep.all() else [dropped])),
+        notes=(*recording.notes, note, *dropped),
     )
+
+
+def _with_units(recording: Recording, keep: np.ndarray) -> Recording:
+    """The recording with the units that the mask (U,) names."""
+
+    def chosen(one: tuple) -> tuple:
+        return tuple(value for value, kept in zip(one, keep) if kept)
+
+    return replace(
+        recording,
+        spikes=recording.spikes.kept(keep),
+        unit_columns={name: values[keep] for name, values in recording.unit_columns.items()},
+        region=chosen(recording.region),
+        electrode=chosen(recording.electrode),
+        missing=chosen(recording.missing),
+        observed=chosen(recording.observed),
+    )
+
+
+def _is_moment(name: str, table: dict[str, np.ndarray]) -> bool:
+    """Whether a column holds times on the file's clock: reaction_time and reach_time are named alike and are durations."""
+    if not name.endswith("_time") or table[name].dtype.kind != "f":
+        return False
+    with np.errstate(invalid="ignore"):
+        inside = (table[name] >= table["start_time"] - 1) & (table[name] <= table["stop_time"] + 1)
+    return 2 * int(np.sum(inside)) > int(np.sum(np.isfinite(table[name])))
 
 
 def _falls(time: np.ndarray) -> np.ndarray:
@@ -148,6 +235,8 @@ REPAIRS: dict[str, Callable[[Recording], Recording]] = {
     "sort_timestamps": sort_timestamps,
     "drop_repeated_timestamps": drop_repeated_timestamps,
     "drop_overlapping_trials": drop_overlapping_trials,
+    "drop_overlapping_pair": drop_overlapping_pair,
+    "aborted_before_target": aborted_before_target,
     "clock_reset": clock_reset,
 }
 
