@@ -12,6 +12,8 @@ from data_prep.repairs import REPAIRS
 
 FORMAT = 2  # part of every hash: raise it when the same recipe would read the same file differently
 
+_UNREAD = ("description", "dandiset", "version", "files")  # words that do not change what is made of a file
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -183,6 +185,8 @@ class SplitsRecipe:
     "Share of trials or blocks."
     test: float = 0.2
     "Share of trials or blocks."
+    run: int = 1
+    "So many trials that follow each other are drawn together, where one alone is shorter than a window; shares count runs."
     blocks: int = 20
     "Number of equal blocks the domain is cut into, for `by: blocks`."
     column: str = ""
@@ -215,7 +219,7 @@ class Recipe:
     "Subject to state where the file names none."
     reader: str = "nwb"
     "What the files are: `nwb`, or MATLAB files of `makin` (O'Doherty, Makin, Sabes) or `flint` (Flint, Slutzky)."
-    files: list[str] = field(default_factory=lambda: ["**/*.nwb"])
+    files: list[str] = field(default_factory=lambda: ["**/*.nwb", "**/*.nwb.zarr"])
     "Patterns of the files that are sessions, below their source."
     part: int = 0
     "Which recording of a file that holds several, counted from 0 (flint)."
@@ -248,7 +252,7 @@ class Recipe:
 
     def hash(self) -> str:
         """16 hex digits that change whenever the recipe would make other sessions."""
-        content = {key: value for key, value in asdict(self).items() if key not in ("description", "files")}
+        content = {key: value for key, value in asdict(self).items() if key not in _UNREAD}
         text = json.dumps([FORMAT, content], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -333,9 +337,11 @@ def _check_numbers(where: str, recipe: Recipe) -> None:
         raise RecipeError(where, f"splits are {shares[0]:g} + {shares[1]:g} + {shares[2]:g}", "let them add up to 1")
     if splits.by == "column" and not splits.column:
         raise RecipeError(where, "splits.by is column, splits.column is empty", "name the trial column")
-    if splits.blocks < 1 or splits.guard_s < 0 or recipe.domain.min_s < 0:
+    if min(splits.blocks, splits.run) < 1 or min(splits.guard_s, recipe.domain.min_s) < 0:
         raise RecipeError(
-            where, "splits.blocks, splits.guard_s or domain.min_s is too small", "give blocks >= 1, seconds >= 0"
+            where,
+            "splits.blocks, splits.run, splits.guard_s or domain.min_s is too small",
+            "give blocks and run >= 1, seconds >= 0",
         )
     twice = [text for texts in splits.values.values() for text in texts]
     if len(set(twice)) < len(twice):
