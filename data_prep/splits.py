@@ -82,7 +82,7 @@ def _deal(
         raise SessionError(
             where,
             f"{len(order)} usable {what} to share between {sum(s > 0 for s in shares)} splits",
-            "split it by blocks of time (splits.by=blocks)" if what == "trials" else "raise splits.blocks",
+            "raise splits.blocks" if what == "blocks" else "split it by blocks of time (splits.by=blocks)",
         )
     ends = np.cumsum(sizes(len(order), shares))
     dealt = zip(SPLITS, np.split(order, ends[:-1]))
@@ -100,8 +100,10 @@ def _by_trial(
         chosen = _by_column(where, recipe, trials, usable, min_train_s)
         drawn = {name: Intervals.of(pair for k in rows for pair in parts[k]) for name, rows in chosen.items()}
     else:
-        order = np.random.default_rng(recipe.seed).permutation(usable)
-        drawn = _deal(where, recipe, order, parts, "trials")
+        runs = _runs(usable, recipe.run)
+        order = np.random.default_rng(recipe.seed).permutation(len(runs))
+        together = [Intervals.of(pair for k in rows for pair in parts[k]) for rows in runs]
+        drawn = _deal(where, recipe, order, together, "trials" if recipe.run == 1 else f"runs of {recipe.run} trials")
     if recipe.rest == "train":
         drawn["train"] = domain.difference(Intervals.of([*drawn["valid"], *drawn["test"]]))
     return drawn
@@ -127,6 +129,13 @@ def _by_column(
         )
     unnamed = [name for name in SPLITS if name not in recipe.values]
     shares = tuple(getattr(recipe, name) for name in ("train", *unnamed))
-    order = np.random.default_rng(recipe.seed).permutation(chosen["train"])
+    runs = _runs(chosen["train"], recipe.run)
+    order = np.random.default_rng(recipe.seed).permutation(len(runs))
     ends = np.cumsum(sizes(len(order), tuple(share / sum(shares) for share in shares)))
-    return chosen | dict(zip(("train", *unnamed), np.split(order, ends[:-1])))
+    dealt = (np.concatenate([chosen["train"][:0], *(runs[k] for k in part)]) for part in np.split(order, ends[:-1]))
+    return chosen | dict(zip(("train", *unnamed), dealt))
+
+
+def _runs(rows: np.ndarray, length: int) -> list[np.ndarray]:
+    """Rows (n,) in pieces of `length`, the last one shorter where they do not come out even."""
+    return [rows[first : first + length] for first in range(0, len(rows), length)]

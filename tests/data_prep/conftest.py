@@ -64,6 +64,12 @@ def nwb(tmp_path: Path, plain: bytes) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def write_nwb() -> Callable[..., Path]:
+    """The writer itself, for files that a module writes once: (path, what the keywords change) -> path."""
+    return _write
+
+
+@pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The sound file: pynwb takes a third of a second for it, so it is written once."""
     return _write(tmp_path_factory.mktemp("plain") / "small.nwb").read_bytes()
@@ -86,6 +92,7 @@ def _write(
     subject: str = "Ada",
     electrodes: bool = True,
     observed: list | None = None,
+    waveforms: int = 0,
     change: Callable[[NWBFile], None] = lambda file: None,
 ) -> Path:
     file = NWBFile(
@@ -116,7 +123,7 @@ def _write(
     if spikes is None:
         random = np.random.default_rng(0)
         spikes = [np.sort(random.uniform(0, SECONDS, 200)) for _ in range(UNITS)]
-    _add_units(file, spikes, electrodes, observed)
+    _add_units(file, spikes, electrodes, observed, waveforms)
     change(file)
     with NWBHDF5IO(path, "w") as io:
         io.write(file)
@@ -133,11 +140,13 @@ def _add_trials(file: NWBFile, count: int) -> None:
         )
 
 
-def _add_units(file: NWBFile, spikes: list, electrodes: bool, observed: list | None) -> None:
+def _add_units(file: NWBFile, spikes: list, electrodes: bool, observed: list | None, waveforms: int) -> None:
     device = file.create_device(name="array")
     group = file.create_electrode_group(name="M1", description="array", location="M1", device=device)
     for k, times in enumerate(spikes):
         about = {} if observed is None else {"obs_intervals": observed}
+        if waveforms:
+            about |= {"waveforms": np.ones((len(times), 1, waveforms), dtype=np.int16)}
         if electrodes:
             file.add_electrode(location="M1" if k % 2 else "unknown", group=group)
             about |= {"electrodes": [k], "electrode_group": group}

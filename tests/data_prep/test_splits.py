@@ -159,6 +159,20 @@ def test_shares_drawn_out_of_a_named_split_never_leak(seed, guard, names):
         assert distance(splits[one], splits[other]) >= guard - 3e-6
 
 
+@pytest.mark.parametrize("by", ["trial", "column"])
+def test_runs_of_short_trials_are_drawn_together(by):
+    """Trials of 0.6 s hold no window of 1 s; ten in a row do, in each split."""
+    trials = some_trials(200, 0.6, 0.0, {"split": np.array(["train"] * 200)})
+    recipe = SplitsRecipe(by=by, column="split", values={"train": ["train"]}, rest="drop", guard_s=0.0, run=10)
+    splits = split_domain("here", recipe, Intervals.of([(0, 120)]), trials, 1.0)
+    assert [round(splits[name].seconds) for name in ("train", "valid", "test")] == [84, 12, 24]
+    for split in splits.values():
+        assert (
+            np.allclose(split.start / 6, np.round(split.start / 6))
+            and np.isclose((split.stop - split.start) % 6, 0).all()
+        )
+
+
 def test_trials_that_touch_but_for_a_rounding_error_are_one_stretch():
     start = np.arange(10) * 0.6
     apart = Intervals.of(zip(start, start + 0.6 - 1e-13))
