@@ -1,6 +1,8 @@
 """Recording + Recipe -> Session: mends, units, signals, trials, domain, phases and splits, in this order."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,12 @@ def read_session(path: Path, recipe: Recipe) -> Session:
     """The session a recipe sees in an NWB file, checked; raises SessionError or RecipeError in one line."""
     check_recipe(recipe)
     return assemble(read_recording(path, recipe), recipe)
+
+
+@contextlib.contextmanager
+def opened_session(file: Path, recipe: Recipe, roster: Path | None = None) -> Iterator[Session]:
+    """The session a recipe sees in a file, while that is open."""
+    yield read_session(file, recipe)
 
 
 def assemble(recording: Recording, recipe: Recipe) -> Session:

@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-import data_prep.prepare as stage
+import data_prep.work as work
 from data_prep.errors import ConfigError, RecipeError, SessionError
 from data_prep.prepare import PrepareConfig, prepare, preview
-from data_prep.store import list_sessions, load_session
+from data_prep.store import describe, list_sessions, load_session
 
 
 @pytest.fixture
@@ -27,14 +28,24 @@ def statuses(report) -> dict[str, str]:
     return {row.file: row.status for row in report.rows}
 
 
+def stored(folder: Path) -> list[str]:
+    return [path.name for path in list_sessions(folder)]
+
+
+def seen(folder: Path) -> list[str]:
+    """Names in a folder; what prepare keeps under a hidden name for its own use holds nothing but a lock."""
+    assert [path.name for path in (folder / ".prepare").iterdir()] == ["lock"]
+    return sorted(path.name for path in folder.iterdir() if path.name != ".prepare")
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_files_are_refused_and_the_others_go_on(nwb, config, tmp_path, workers):
-    good, deep = nwb("in/good.nwb"), nwb("in/deeper/good2.nwb")
+    good, deep = nwb("in/good.nwb"), nwb("in/deeper/good2.nwb", trials=47)
     (tmp_path / "in/empty.nwb").touch()
     (tmp_path / "in/text.nwb").write_text("hello")
     (tmp_path / "in/cut.nwb").write_bytes(good.read_bytes()[:50000])
-    heard = []
-    report = prepare(replace(config, workers=workers), on_row=heard.append)
+    heard, started = [], []
+    report = prepare(replace(config, workers=workers), on_row=heard.append, on_start=started.extend)
     assert statuses(report) == {
         "good.nwb": "read",
         "deeper/good2.nwb": "read",
@@ -43,19 +54,23 @@ def test_bad_files_are_refused_and_the_others_go_on(nwb, config, tmp_path, worke
         "cut.nwb": "refused",
     }
     assert sorted(heard, key=lambda row: row.file) == list(report.rows) and report.exit_code == 1
-    assert [path.name for path in list_sessions(tmp_path / "out")] == ["small__Ada_good.h5", "small__Ada_good2.h5"]
+    assert {asset.path: asset.size for asset in started} == {row.file: row.bytes for row in report.rows}
+    assert stored(tmp_path / "out") == ["small__Ada_good.h5", "small__Ada_good2.h5"]
     lines = report.lines()
     assert len(lines) == 6 and lines[-1].startswith("5 files: 2 read, 0 kept, 3 refused; 10 units, 2000 spikes")
     assert any("empty (0 bytes)" in line for line in lines) and all("\n" not in line for line in lines)
+    session = load_session(tmp_path / "out/small__Ada_good2.h5")
     told = json.loads((tmp_path / "out/report.json").read_text())
     assert [row["status"] for row in told["rows"]] == [row.status for row in report.rows]
-    session = load_session(tmp_path / "out/small__Ada_good2.h5")
-    assert session.provenance["file"] == "deeper/good2.nwb" and len(session.provenance["sha256"]) == 64
+    assert told["totals"] == told["recipes"]["small"] and told["totals"]["spikes"] == 2 * len(session.spikes) == 2000
+    assert told["totals"]["hours"] == pytest.approx(2 * session.domain.seconds / 3600, rel=0.1)
+    assert session.provenance["file"] == "deeper/good2.nwb" and session.provenance["source"] == str(tmp_path / "in")
     assert deep.stat().st_size == int(session.provenance["bytes"])
+    assert session.provenance["digest"] == told["rows"][1]["digest"] == f"sha256:{work._sha256(deep)}"
 
 
 def test_what_is_finished_is_kept_until_file_or_recipe_change(nwb, config, tmp_path):
-    first, second = nwb("in/a.nwb"), nwb("in/b.nwb")
+    first, second = nwb("in/a.nwb"), nwb("in/b.nwb", trials=47)
     assert set(statuses(prepare(config)).values()) == {"read"}
     before = {path: path.stat().st_mtime_ns for path in list_sessions(tmp_path / "out")}
     assert set(statuses(prepare(config)).values()) == {"kept"}
@@ -71,6 +86,53 @@ def test_what_is_finished_is_kept_until_file_or_recipe_change(nwb, config, tmp_p
     assert prepare(other).exit_code == 0 and second.exists()
 
 
+def test_another_format_of_what_is_stored_makes_it_anew(nwb, config, tmp_path, monkeypatch):
+    nwb("in/a.nwb")
+    prepare(config)
+    monkeypatch.setattr("data_prep.shelf.FORMAT", 1000)
+    assert statuses(prepare(config)) == {"a.nwb": "read"}
+    assert statuses(prepare(config)) == {"a.nwb": "kept"}
+
+
+def test_content_counts_and_not_the_name(nwb, config, tmp_path):
+    """A renamed file, and a folder that was moved, need not be read again; nor does a copy."""
+    by_content = replace(config, recipe=replace(config.recipe, session="session_id"))
+    nwb("in/a.nwb")
+    prepare(by_content)
+    (tmp_path / "in/a.nwb").rename(tmp_path / "in/z.nwb")
+    assert statuses(prepare(by_content)) == {"z.nwb": "kept"}
+    (tmp_path / "in").rename(tmp_path / "moved")
+    moved = replace(by_content, source=str(tmp_path / "moved"))
+    assert statuses(prepare(moved)) == {"z.nwb": "kept"}
+    shutil.copy(tmp_path / "moved/z.nwb", tmp_path / "moved/y.nwb")
+    report = prepare(moved)
+    assert statuses(report) == {"z.nwb": "kept", "y.nwb": "kept"}
+    assert (
+        report.totals.sessions == 1 and report.totals.units == 5 and stored(tmp_path / "out") == ["small__Ada_day1.h5"]
+    )
+
+
+def test_a_session_named_by_its_file_follows_its_name(nwb, config, tmp_path):
+    nwb("in/a.nwb")
+    prepare(config)
+    (tmp_path / "in/a.nwb").rename(tmp_path / "in/z.nwb")
+    assert statuses(prepare(config)) == {"z.nwb": "read"}
+    assert stored(tmp_path / "out") == ["small__Ada_z.h5"]
+
+
+def test_files_of_one_name_in_two_folders_are_two_files(nwb, config, tmp_path):
+    """The second folder's recordings must not push out the first one's."""
+    nwb("in/a.nwb", subject="Ada")
+    nwb("in2/a.nwb", subject="Bea")
+    prepare(config)
+    assert statuses(prepare(replace(config, source=str(tmp_path / "in2")))) == {"a.nwb": "read"}
+    assert stored(tmp_path / "out") == ["small__Ada_a.h5", "small__Bea_a.h5"]
+    nwb("in2/a.nwb", subject="Ada")
+    report = prepare(replace(config, source=str(tmp_path / "in2")))
+    assert "already stored from a.nwb of" in report.rows[0].message
+    assert describe(tmp_path / "out/small__Ada_a.h5").provenance["source"] == str(tmp_path / "in")
+
+
 def test_a_session_whose_file_went_bad_does_not_linger(nwb, config, tmp_path):
     path = nwb("in/a.nwb")
     prepare(config)
@@ -83,14 +145,28 @@ def test_a_session_that_got_another_id_leaves_no_twin(nwb, config, tmp_path):
     nwb("in/a.nwb")
     prepare(config)
     prepare(replace(config, recipe=replace(config.recipe, session="session_id")))
-    assert [path.name for path in list_sessions(tmp_path / "out")] == ["small__Ada_day1.h5"]
+    assert stored(tmp_path / "out") == ["small__Ada_day1.h5"]
+
+
+def test_ids_may_change_hands(nwb, config, tmp_path):
+    """Under a new recipe each of two files takes the name the other's session had; none is lost."""
+    nwb("in/a.nwb", session_id="b")
+    nwb("in/b.nwb", session_id="a")
+    prepare(config)
+    report = prepare(replace(config, recipe=replace(config.recipe, session="session_id")))
+    assert statuses(report) == {"a.nwb": "read", "b.nwb": "read"}
+    files = {path.name: describe(path).provenance["file"] for path in list_sessions(tmp_path / "out")}
+    assert files == {"small__Ada_a.h5": "b.nwb", "small__Ada_b.h5": "a.nwb"}
 
 
 def test_two_recipes_may_share_an_output(nwb, config, tmp_path):
     nwb("in/a.nwb")
     prepare(config)
     prepare(replace(config, recipe=replace(config.recipe, name="other")))
-    assert [path.name for path in list_sessions(tmp_path / "out")] == ["other__Ada_a.h5", "small__Ada_a.h5"]
+    assert stored(tmp_path / "out") == ["other__Ada_a.h5", "small__Ada_a.h5"]
+    told = json.loads((tmp_path / "out/report.json").read_text())
+    assert {name: totals["sessions"] for name, totals in told["recipes"].items()} == {"other": 1, "small": 1}
+    assert told["totals"]["spikes"] == 2000
 
 
 def test_two_files_with_one_id_are_not_mixed_up(nwb, config, tmp_path):
@@ -101,47 +177,31 @@ def test_two_files_with_one_id_are_not_mixed_up(nwb, config, tmp_path):
     assert "already stored from a.nwb" in report.lines()[1]
 
 
-def test_a_worker_that_dies_is_one_refused_row(nwb, config, tmp_path):
-    for name in ("a", "b", "c"):
-        nwb(f"in/{name}.nwb")
-    (tmp_path / "deadly.py").write_text(
-        "import os, data_prep.prepare as stage\n"
-        "def die(path, *rest):\n"
-        "    os.kill(os.getpid(), 9) if path.name == 'b.nwb' else None\n"
-        "    return read(path, *rest)\n"
-        "read, stage._read = stage._read, die\n"
-    )
-    (tmp_path / "config.pickle").write_bytes(pickle.dumps(replace(config, workers=2)))
-    program = (
-        "import pathlib, pickle, sys, data_prep.prepare as stage\n"
-        "stage.__name__ = 'deadly'\n"  # the module that worker processes start from
-        "config = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
-        "print(*stage.prepare(config).lines(), sep='\\n')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "config.pickle")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.getcwd()}"},
-        timeout=60,
-        check=True,
-    )
-    lines = done.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["read", "refused", "read", "3"], done.stdout + done.stderr
-    assert "b.nwb: the process that read it died (signal 9); try fewer workers" in lines[1]
+def test_a_file_that_changes_while_it_is_read_is_refused(nwb, config, tmp_path, monkeypatch):
+    path = nwb("in/a.nwb")
+    save = work.save_session
+
+    def meddled(session, folder):
+        with open(path, "ab") as stream:
+            stream.write(b"more")
+        return save(session, folder)
+
+    monkeypatch.setattr(work, "save_session", meddled)
+    assert "it changed while it was read" in prepare(config).rows[0].message
+    assert seen(tmp_path / "out") == ["report.json"]
 
 
 def test_a_fault_of_ours_is_told_with_its_trace(nwb, config, tmp_path, monkeypatch):
     nwb("in/a.nwb")
     nwb("in/b.nwb")
-    read = stage.read_session
+    opened = work.opened_session
 
-    def fault(path, recipe):
-        if path.name == "a.nwb":
+    def fault(file, *rest):
+        if file.name == "a.nwb":
             raise ZeroDivisionError("oh")
-        return read(path, recipe)
+        return opened(file, *rest)
 
-    monkeypatch.setattr(stage, "read_session", fault)
+    monkeypatch.setattr(work, "opened_session", fault)
     report = prepare(config)
     assert statuses(report) == {"a.nwb": "refused", "b.nwb": "read"}
     assert "ZeroDivisionError: oh; a fault of spikeloom" in report.rows[0].message
@@ -162,7 +222,7 @@ def test_a_full_disk_leaves_nothing_half_written(nwb, config, tmp_path):
         "sys.exit(report.exit_code)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program, str(tmp_path / "config.pickle")],
+        [sys.executable, "-c", program, str(tmp_path / "config.pickle")],
         capture_output=True,
         text=True,
         timeout=60,
@@ -172,19 +232,8 @@ def test_a_full_disk_leaves_nothing_half_written(nwb, config, tmp_path):
     assert done.returncode == 1 and done.stderr == "", done.stderr
     assert [line.split()[0] for line in lines] == ["refused", "read", "2"]
     assert "small/Ada_a: cannot be written to" in lines[0] and "File too large" in lines[0] and "make room" in lines[0]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.json", "small__Ada_b.h5"]
+    assert seen(tmp_path / "out") == ["report.json", "small__Ada_b.h5"]
     assert len(load_session(tmp_path / "out/small__Ada_b.h5").spikes.time) == 2
-
-
-def test_a_killed_runs_leavings_are_swept(nwb, config, tmp_path):
-    nwb("in/a.nwb")
-    old, fresh = tmp_path / "out/.x.h5.1.tmp", tmp_path / "out/.y.h5.2.tmp"
-    old.parent.mkdir()
-    for path in (old, fresh):
-        path.write_bytes(b"half")
-    os.utime(old, (0, 0))
-    prepare(config)
-    assert not old.exists() and fresh.exists() and len(list_sessions(tmp_path / "out")) == 1
 
 
 def test_one_file_as_source(nwb, config, tmp_path):
@@ -192,11 +241,19 @@ def test_one_file_as_source(nwb, config, tmp_path):
     assert statuses(report) == {"a.nwb": "read"}
 
 
+def test_files_come_from_the_config_or_else_from_the_recipe(nwb, config, tmp_path):
+    for name in ("a1", "a2", "b1"):
+        nwb(f"in/{name}.nwb")
+    recipe = replace(config.recipe, files=["a*.nwb"])
+    assert set(statuses(prepare(replace(config, recipe=recipe)))) == {"a1.nwb", "a2.nwb"}
+    assert set(statuses(prepare(replace(config, recipe=recipe, files=["*1.nwb"])))) == {"a1.nwb", "b1.nwb"}
+
+
 def test_sources_that_are_nowhere(config, tmp_path):
     with pytest.raises(SessionError, match="no such file or folder"):
         prepare(config)
     (tmp_path / "in").mkdir()
-    with pytest.raises(ConfigError, match="matches"):
+    with pytest.raises(ConfigError, match="source"):
         prepare(config)
     with pytest.raises(ConfigError, match="source: empty"):
         prepare(replace(config, source=""))
@@ -212,8 +269,9 @@ def test_an_output_that_cannot_be(nwb, config, tmp_path):
 
 
 def test_preview_tells_what_is_there_and_what_becomes_of_it(nwb, config, tmp_path):
-    nwb("in/a.nwb")
+    size = nwb("in/a.nwb").stat().st_size / 1e6
     text = "\n".join(preview(config))
+    assert f"1 file, {size:.1f} MB, in {tmp_path / 'in'}" in text
     assert "processing/behavior/Velocity/cursor_vel: (5000, 2) cm/s, about 50 Hz" in text
     assert "intervals/trials: 48 rows; columns start_time" in text and "makes session small/Ada_a of it" in text
     assert not (tmp_path / "out").exists()

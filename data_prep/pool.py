@@ -1,0 +1,99 @@
+"""Jobs and a function -> answers as they are done, from processes that live as long as there is work.
+
+A process that dies costs the one job it had, and another takes its place. None outlives the process that started it,
+and none of them hears the keyboard: who started them ends them.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import connection
+from typing import Any
+
+
+class Died(Exception):
+    """A process ended in the middle of a job."""
+
+    def __init__(self, exit_code: int):
+        super().__init__(f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+def answers(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+    """(job, work(job)) of each job in the order in which they are done; Died in place of an answer that never came.
+
+    `work`, jobs and answers are pickled; what `work` raises ends its process. Leaving the iteration ends all.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([_module(work)])  # imported once, every process is a fork of that
+    waiting, busy, started = deque(jobs), {}, []
+    try:
+        while waiting or busy:
+            while waiting and len(busy) < workers:
+                started.append(worker := _Worker(context, work))
+                worker.take(waiting, busy)
+            for pipe in connection.wait(list(busy)):
+                worker = busy.pop(pipe)
+                job, answer = worker.job, worker.answer()
+                worker.take(waiting, busy)  # before the answer is handed on: it shall not wait for who asked
+                yield job, answer
+    finally:
+        for worker in started:
+            worker.end(at_once=worker.pipe in busy)
+
+
+class _Worker:
+    """One process, and our end of the pipe to it."""
+
+    def __init__(self, context, work: Callable[[Any], Any]):
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def take(self, waiting: deque, busy: dict) -> None:
+        """The next job, if there is one and the process still lives."""
+        if waiting and not self.pipe.closed:
+            try:
+                self.pipe.send(waiting[0])
+            except OSError:
+                return  # it died between two jobs; the job is still the next
+            self.job = waiting.popleft()
+            busy[self.pipe] = self
+
+    def answer(self) -> Any:
+        try:
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            self.pipe.close()
+            self.process.join()
+            return Died(self.process.exitcode)
+
+    def end(self, at_once: bool) -> None:
+        if at_once:
+            self.process.kill()
+        self.pipe.close()  # one that waits for a job hears that there are no more
+        self.process.join()
+
+
+def _module(work: Callable[[Any], Any]) -> str:
+    return getattr(work, "func", work).__module__  # of a partial, that of its function
+
+
+def _serve(pipe: connection.Connection, work: Callable[[Any], Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    while True:
+        try:
+            job = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(work(job))
+
+
+def _end_with_parent() -> None:
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
