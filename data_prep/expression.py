@@ -14,30 +14,19 @@ A NaN fails every comparison, != and `not in` too. A text beside a number counts
 """
 
 import ast
-import math
 import operator
 import warnings
 
 import numpy as np
 
-from data_prep.errors import RecipeError, SessionError
+from data_prep.columns import Table, as_number, as_truth, column, equal, has_tag, holds_text, known, plain
+from data_prep.errors import RecipeError
 
 _LONGEST, _DEEPEST = 2000, 30  # characters, and nodes within nodes: far beyond what a person writes
 _ARITHMETIC = {ast.Add: np.add, ast.Sub: np.subtract, ast.Mult: np.multiply, ast.Div: np.divide}
 _ORDER = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge}
 _EQUALITY, _MEMBERSHIP = (ast.Eq, ast.NotEq), (ast.In, ast.NotIn)
 _FUNCTIONS = {"known": (1, 1), "abs": (1, 1), "get": (1, 2), "count": (1, 1)}  # fewest and most arguments
-_MISSING_TEXTS = ("", "nan")
-_TRUTHS = {"true": 1.0, "false": 0.0}
-
-Table = dict[str, np.ndarray]  # column -> values (n,)
-
-
-def column(where: str, table: Table, name: str) -> np.ndarray:
-    """One column of a table; raises SessionError that lists the columns there are."""
-    if name not in table:
-        raise SessionError(where, f"no column {name!r}", f"choose from {', '.join(sorted(table)) or 'none'}")
-    return table[name]
 
 
 def passes(where: str, table: Table, text: str) -> np.ndarray:
@@ -50,46 +39,23 @@ def passes(where: str, table: Table, text: str) -> np.ndarray:
         return np.ones(rows, dtype=bool)
     tree = parse(where, text)
     with np.errstate(all="ignore"):
-        return _truth(where, tree, _value(where, tree, table, rows))
-
-
-def truths(where: str, values: np.ndarray) -> np.ndarray:
-    """A column (n,) as truth values: numbers other than 0, texts that spell such a number or True."""
-    with np.errstate(all="ignore"):
-        return _truth(where, ast.Name(where.split()[-1]), _plain(where, values))
-
-
-def numbers(where: str, values: np.ndarray) -> np.ndarray:
-    """A column (n,) as float64, texts as the numbers they spell; raises SessionError where they are words."""
-    plain = _plain(where, values)
-    number = _number(plain)
-    if plain.dtype.kind == "U" and _known(plain).any() and np.isnan(number).all():
-        raise _told_texts(where, ast.Name(where.split()[-1]), plain, "name a column of numbers")
-    return number
-
-
-def is_one_of(where: str, values: np.ndarray, texts: list[str]) -> np.ndarray:
-    """Which values (n,) equal one of the texts, or the number it spells."""
-    plain = _plain(where, values)
-    number = _number(plain)
-    hits = [_equal(plain, np.full(len(plain), str(text))) | (number == _spelled(str(text))) for text in texts]
-    return np.any(hits, axis=0) if hits else np.zeros(len(plain), dtype=bool)
+        return as_truth(where, _told(tree), _value(where, tree, table, rows))
 
 
 def parse(where: str, text: str) -> ast.expr:
     """The checked tree of a condition; raises RecipeError that names the place of what is not in the language."""
     if len(text) > _LONGEST:
         raise RecipeError(where, f"a condition of {len(text)} characters", f"write at most {_LONGEST}")
-    plain = text.replace("\n", " ").strip()
+    line = text.replace("\n", " ").strip()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # a bad escape in a text
-            tree = ast.parse(plain, mode="eval").body
+            tree = ast.parse(line, mode="eval").body
     except SyntaxError as error:
-        fault = f"{plain[:80]!r} is no condition (character {error.offset or 0}: {error.msg})"
+        fault = f"{line[:80]!r} is no condition (character {error.offset or 0}: {error.msg})"
         raise RecipeError(where, fault, "write it like result == 'R' and duration < 6") from None
     except (ValueError, RecursionError, MemoryError):
-        raise RecipeError(where, f"{plain[:80]!r} is no condition", "write it simpler") from None
+        raise RecipeError(where, f"{line[:80]!r} is no condition", "write it simpler") from None
     _check_truth(where, tree, 0)
     return tree
 
@@ -203,36 +169,23 @@ def _value(where: str, node: ast.expr, table: Table, rows: int) -> np.ndarray:
     if isinstance(node, ast.Constant):
         return np.full(rows, node.value if isinstance(node.value, bool | str) else float(node.value))
     if isinstance(node, ast.Name | ast.Subscript):
-        return _plain(where, column(where, table, _name(node)))
+        return plain(where, column(where, table, _name(node)))
     if isinstance(node, ast.Call):
         return _call(where, node, table, rows)
     if isinstance(node, ast.Compare):
         return _compare(where, node, table, rows)
     if isinstance(node, ast.BoolOp):
-        parts = [_truth(where, part, _value(where, part, table, rows)) for part in node.values]
+        parts = [as_truth(where, _told(part), _value(where, part, table, rows)) for part in node.values]
         return np.all(parts, axis=0) if isinstance(node.op, ast.And) else np.any(parts, axis=0)
     if isinstance(node, ast.UnaryOp):
         operand = _value(where, node.operand, table, rows)
         if isinstance(node.op, ast.Not):
-            return ~_truth(where, node.operand, operand)
-        return -_number(operand) if isinstance(node.op, ast.USub) else _number(operand)
-    left, right = (_number(_value(where, side, table, rows)) for side in (node.left, node.right))
+            return ~as_truth(where, _told(node.operand), operand)
+        return -as_number(operand) if isinstance(node.op, ast.USub) else as_number(operand)
+    left, right = (as_number(_value(where, side, table, rows)) for side in (node.left, node.right))
     if isinstance(node.op, ast.Div):  # nothing sensible comes of a division by zero
         right = np.where(right == 0, np.nan, right)
     return _ARITHMETIC[type(node.op)](left, right)
-
-
-def _plain(where: str, values: np.ndarray) -> np.ndarray:
-    """A column as bool, float64 or text."""
-    if values.ndim != 1 or values.dtype.kind not in "biufSOU":
-        shape = f"{values.dtype} of shape {values.shape}"
-        raise SessionError(where, f"a column of {shape} cannot be compared", "choose another column")
-    if values.dtype.kind in "iuf":
-        return values.astype(np.float64)
-    if values.dtype.kind in "SO":
-        texts = (v.decode("utf-8", errors="replace") if isinstance(v, bytes) else str(v) for v in values.tolist())
-        return np.array(["" if text == "None" else text for text in texts], dtype=str)
-    return values
 
 
 def _call(where: str, node: ast.Call, table: Table, rows: int) -> np.ndarray:
@@ -240,7 +193,7 @@ def _call(where: str, node: ast.Call, table: Table, rows: int) -> np.ndarray:
     if function == "get":
         name = _name(first)
         if name in table or len(node.args) == 1:
-            return _plain(where, column(where, table, name))
+            return plain(where, column(where, table, name))
         return _value(where, node.args[1], table, rows)
     if function == "count":
         name = _name(first)
@@ -248,9 +201,9 @@ def _call(where: str, node: ast.Call, table: Table, rows: int) -> np.ndarray:
         parts = parts or ([name] if name in table else [])
         if not parts:
             column(where, table, name)
-        return np.sum([_known(_plain(where, table[key])) for key in parts], axis=0).astype(np.float64)
+        return np.sum([known(plain(where, table[key])) for key in parts], axis=0).astype(np.float64)
     values = _value(where, first, table, rows)
-    return _known(values) if function == "known" else np.abs(_number(values))
+    return known(values) if function == "known" else np.abs(as_number(values))
 
 
 def _compare(where: str, node: ast.Compare, table: Table, rows: int) -> np.ndarray:
@@ -259,14 +212,14 @@ def _compare(where: str, node: ast.Compare, table: Table, rows: int) -> np.ndarr
     left = _value(where, left_node, table, rows)
     for kind, right_node in zip(map(type, node.ops), node.comparators):
         if kind in _MEMBERSHIP and isinstance(right_node, ast.Tuple | ast.List):
-            hits = [_equal(left, _value(where, part, table, rows)) for part in right_node.elts]
+            hits = [equal(left, _value(where, part, table, rows)) for part in right_node.elts]
             hit, right = np.any(hits, axis=0) if hits else np.zeros(rows, dtype=bool), left
         else:
             right = _value(where, right_node, table, rows)
             if kind in _MEMBERSHIP:
-                hit = _has_tag(left, right)
+                hit = has_tag(left, right)
             elif kind in _EQUALITY:
-                hit = _equal(left, right)
+                hit = equal(left, right)
             else:
                 mask &= _ordered(where, kind, (left_node, left), (right_node, right))
         if kind in (ast.In, ast.Eq):
@@ -277,17 +230,11 @@ def _compare(where: str, node: ast.Compare, table: Table, rows: int) -> np.ndarr
     return mask
 
 
-def _equal(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    if left.dtype.kind == right.dtype.kind == "U":
-        return left == right
-    return _number(left) == _number(right)  # a word is NaN, so equals no number
-
-
 def _comparable(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """Where neither side is missing; beside a text an empty one is a text like others."""
     if left.dtype.kind == right.dtype.kind == "U":
         return np.ones(len(left), dtype=bool)
-    return _known(left) & _known(right)
+    return known(left) & known(right)
 
 
 def _ordered(where: str, kind: type, left: tuple, right: tuple) -> np.ndarray:
@@ -295,49 +242,10 @@ def _ordered(where: str, kind: type, left: tuple, right: tuple) -> np.ndarray:
     if low.dtype.kind == high.dtype.kind == "U":
         return np.asarray(_ORDER[kind](low, high))
     for node, values in (left, right):
-        if values.dtype.kind == "U" and _known(values).any() and np.isnan(_number(values)).all():
-            raise _told_texts(where, node, values, "compare it with ==")
-    return _ORDER[kind](_number(low), _number(high))
+        if values.dtype.kind == "U" and known(values).any() and np.isnan(as_number(values)).all():
+            raise holds_text(where, _told(node), values, "compare it with ==")
+    return _ORDER[kind](as_number(low), as_number(high))
 
 
-def _has_tag(tag: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Where a text holds the tag among its comma-joined parts; a number does where it equals it."""
-    if values.dtype.kind != "U":
-        return _equal(tag, values)
-    pairs = zip(tag.tolist(), values.tolist())
-    return np.array([one == text or one in map(str.strip, text.split(",")) for one, text in pairs], dtype=bool)
-
-
-def _truth(where: str, node: ast.expr, values: np.ndarray) -> np.ndarray:
-    """Values (n,) as truth: a number where it is known and not 0, a text where it spells such a number or True."""
-    if values.dtype.kind == "b":
-        return values
-    number = _number(values)
-    if values.dtype.kind == "U" and (np.isnan(number) & _known(values)).any():
-        raise _told_texts(where, node, values[np.isnan(number) & _known(values)], "compare it with ==")
-    return (number != 0) & ~np.isnan(number)
-
-
-def _told_texts(where: str, node: ast.expr, values: np.ndarray, do: str) -> SessionError:
-    shown = ", ".join(sorted(set(values.tolist()))[:3])
-    return SessionError(where, f"`{ast.unparse(node)[:60]}` holds text ({shown[:60]})", do)
-
-
-def _known(values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind == "U":
-        return np.array([text.strip().lower() not in _MISSING_TEXTS for text in values.tolist()], dtype=bool)
-    return ~np.isnan(values.astype(np.float64))
-
-
-def _number(values: np.ndarray) -> np.ndarray:
-    """Values (n,) float64; a text is the number it spells, NaN for a word."""
-    if values.dtype.kind != "U":
-        return values.astype(np.float64)
-    return np.array([_spelled(text.strip().lower()) for text in values.tolist()], dtype=np.float64)
-
-
-def _spelled(text: str) -> float:
-    try:
-        return _TRUTHS[text] if text in _TRUTHS else float(text.replace("_", "x"))  # float() would take 1_000
-    except ValueError:
-        return math.nan
+def _told(node: ast.expr) -> str:
+    return ast.unparse(node)

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from data_prep.columns import column, is_one_of
 from data_prep.errors import SessionError
-from data_prep.expression import column, is_one_of
 from data_prep.recipe import SplitsRecipe
 from data_prep.session import SPLITS, Intervals
 from data_prep.trials import Trials

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.columns import column, numbers
 from data_prep.errors import SessionError
-from data_prep.expression import column, numbers, passes
+from data_prep.expression import passes
 from data_prep.recipe import Moment, PhaseRecipe, TrialsRecipe
 from data_prep.session import Intervals
 

@@ -4,8 +4,9 @@ import re
 
 import numpy as np
 
+from data_prep.columns import column, truths
 from data_prep.errors import SessionError
-from data_prep.expression import column, passes, truths
+from data_prep.expression import passes
 from data_prep.recipe import UnitsRecipe
 from data_prep.recording import Recording
 from data_prep.session import Spikes, Units
