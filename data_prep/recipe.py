@@ -198,7 +198,9 @@ class SplitsRecipe:
     seed: int = 42
     "Seed of the draw."
     guard_s: float = 1.0
-    "Seconds kept free between any two splits; valid yields to test, train to both."
+    "Seconds kept free between two splits; valid yields to test, train to both."
+    guard: str = "any"
+    "Between which: `any` two of them, or only between `train` and the others, while valid and test may touch (POYO)."
 
 
 @dataclass(frozen=True)
@@ -278,6 +280,7 @@ def check_recipe(recipe: Recipe) -> None:
     named += [("eval_phases", name, phases) for name in recipe.eval_phases]
     named += [(f"phases.{name}.trials", p.trials, {"valid", "invalid", "all"}) for name, p in recipe.phases.items()]
     named += [("splits.by", recipe.splits.by, {"trial", "blocks", "column"})]
+    named += [("splits.guard", recipe.splits.guard, {"any", "train"})]
     named += [("splits.rest", recipe.splits.rest, {"train", "drop"})]
     named += [("splits.values", name, {"train", "valid", "test"}) for name in recipe.splits.values]
     named += [("repairs", name, set(REPAIRS)) for name in recipe.repairs]

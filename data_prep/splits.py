@@ -14,7 +14,7 @@ from data_prep.trials import Trials
 def split_domain(
     where: str, recipe: SplitsRecipe, domain: Intervals, trials: Trials, min_s: float, min_train_s: float = 30.0
 ) -> dict[str, Intervals]:
-    """train, valid and test inside the domain, any two of them at least `guard_s` apart; pieces under `min_s` dropped.
+    """train, valid and test inside the domain, `guard_s` apart as the recipe says; pieces under `min_s` dropped.
 
     A file that a trial column splits may lack train and valid where `min_train_s` is 0. Raises SessionError where there
     is too little to split.
@@ -25,7 +25,8 @@ def split_domain(
         drawn = _by_trial(where, recipe, domain, trials, min_train_s)
     splits, taken = {}, Intervals.of([])
     for name in reversed(SPLITS):  # test keeps all it drew, valid yields to test, train to both
-        free = drawn[name].intersection(domain).difference(taken.dilated(recipe.guard_s))
+        guard_s = recipe.guard_s if recipe.guard == "any" or name == "train" else 0.0
+        free = drawn[name].intersection(domain).difference(taken.dilated(guard_s))
         taken = Intervals.of([*taken, *drawn[name]]).merged()
         splits[name] = rounded(free, min_s)
     return {name: splits[name] for name in SPLITS}

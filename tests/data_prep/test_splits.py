@@ -159,6 +159,17 @@ def test_shares_drawn_out_of_a_named_split_never_leak(seed, guard, names):
         assert distance(splits[one], splits[other]) >= guard - 3e-6
 
 
+@given(st.integers(0, 99), st.floats(0, 2))
+def test_a_guard_may_stand_before_train_alone(seed, guard):
+    """Then valid and test keep their neighbouring trials whole, and still share no instant; train keeps away from both."""
+    trials, domain = some_trials(60, 3.0), Intervals.of([(0, 180)])
+    recipe = SplitsRecipe(by="trial", guard_s=guard, guard="train", seed=seed)
+    splits = split_domain("here", recipe, domain, trials, 0.5)
+    assert np.isclose(splits["valid"].seconds, 6 * 3) and np.isclose(splits["test"].seconds, 12 * 3)
+    assert splits["valid"].intersection(splits["test"]).seconds == 0
+    assert min(distance(splits["train"], splits[name]) for name in ("valid", "test")) >= guard - 3e-6
+
+
 @pytest.mark.parametrize("by", ["trial", "column"])
 def test_runs_of_short_trials_are_drawn_together(by):
     """Trials of 0.6 s hold no window of 1 s; ten in a row do, in each split."""
