@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from data_prep.corpus import CorpusConfig
 from data_prep.recipe import Recipe, check_recipe
 from launch.config import load, to_yaml
 from launch.fields import schema_of
@@ -18,6 +19,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 WHOLE = {
     "dandisets": Recipe,
+    "corpora": CorpusConfig,
     "shards": ShardConfig,
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
@@ -62,7 +64,12 @@ def test_a_shipped_file_opens_by_saying_what_it_is_for(path):
 def test_a_shipped_recipe_could_describe_a_file(path):
     recipe = loaded(path)
     check_recipe(recipe)
-    assert recipe.name == path.stem
+    assert path.stem in (recipe.name, recipe.dandiset) or path.stem.startswith(f"{recipe.dandiset}_")
+
+
+def test_no_two_recipes_share_a_name():
+    names = [loaded(path).name for path in FILES if "dandisets" in path.parts]  # it starts every id of a session
+    assert len(set(names)) == len(names)
 
 
 def test_every_section_of_a_training_can_be_swapped_by_a_file():

@@ -40,10 +40,10 @@ def test_every_spike_of_every_trial_is_read_silent_neurons_too(session):
 
 
 def test_velocity_is_two_columns_in_m_per_s_at_the_trials_own_times(session):
-    true, signal = truth(), session.signals["hand_vel"]
+    true, signal = truth(), session.signals["cursor_vel"]
     np.testing.assert_array_equal(signal.time, np.concatenate([trial["time"] for trial in true]))
     np.testing.assert_allclose(signal.value, np.concatenate([trial["velocity"] for trial in true]), atol=1e-7)
-    assert signal.unit_of_measure == "m/s" and session.target_scale == {"hand_vel": 0.4}
+    assert signal.unit_of_measure == "m/s" and session.target_scale == {"cursor_vel": 0.4}
 
 
 def test_a_trial_lasts_to_the_end_of_its_last_sample_and_the_pause_is_outside(session):
