@@ -19,7 +19,7 @@ from data_prep.session import Intervals, Session, Signal
 from data_prep.signals import marked, outliers
 from data_prep.splits import split_domain
 from data_prep.trials import Trials, find_phase, find_trials
-from data_prep.unit_table import find_units
+from data_prep.unit_table import find_units, keep_units
 
 
 def read_session(path: Path, recipe: Recipe) -> Session:
@@ -36,7 +36,7 @@ def opened_session(file: Path, recipe: Recipe, roster: Path | None = None) -> It
 
 def assemble(recording: Recording, recipe: Recipe) -> Session:
     """The session a checked recipe sees in a recording, checked; raises SessionError."""
-    recording, where = repair(recording, recipe.repairs), recording.name
+    recording, where = keep_units(repair(recording, recipe.repairs), recipe.units), recording.name
     units, spikes, notes = find_units(recording, recipe.units)
     if len(spikes) == 0:
         raise SessionError(where, f"its {len(units)} units have no spikes", "leave the file out")

@@ -20,7 +20,7 @@ class Moment:
     """A time within a trial."""
 
     column: str = "start_time"
-    "Trial column that holds the time, in seconds on the file's clock."
+    "Trial column that holds the time, in seconds on the file's clock; `column[k]` is part k of one with several a trial."
     next: bool = False
     "Whether the column is read from the following trial that has a value there (the last trial: see `last_trial_s`)."
     offset_s: float = 0.0
@@ -100,7 +100,7 @@ class TrialsRecipe:
     valid: str = ""
     "Condition a good trial meets, such as result == 'R' and 0.5 < duration < 6; only good ones become valid and test."
     factors: dict[str, float] = field(default_factory=dict)
-    "Column -> factor it is multiplied with first (0.001 for a column in ms)."
+    "Column -> factor it is multiplied with first (0.001 for a column in ms); columns a file lacks are passed over."
 
 
 @dataclass(frozen=True)

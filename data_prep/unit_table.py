@@ -1,6 +1,7 @@
 """The units of a Recording and the recipe's words -> the unit table of a Session, its spikes, and what was noticed."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,36 +17,49 @@ _CLOSE_S = 1e-4  # no neuron fires twice in so short a time: one spike written t
 _FEW_FALLS = 20  # a clock is reset so often at most; spike times that fall back more often are merely unsorted
 
 
-def find_units(recording: Recording, recipe: UnitsRecipe) -> tuple[Units, Spikes, list[str]]:
-    """Kept units, their spikes in order of time, and what was done; raises SessionError."""
-    where, columns, count = recording.name, recording.unit_columns, recording.spikes.count
-    names = column(f"{where} units", columns, recipe.id_column).astype(str)
+def keep_units(recording: Recording, recipe: UnitsRecipe) -> Recording:
+    """The recording with the units the recipe keeps; raises SessionError where it keeps none."""
+    where, count = recording.name, recording.spikes.count
     missing = np.array(recording.missing or np.zeros(len(count)), dtype=bool)
-    keep = passes(f"{where} units", columns, recipe.keep) & ((count >= recipe.min_spikes) | missing)
+    keep = passes(f"{where} units", recording.unit_columns, recipe.keep) & ((count >= recipe.min_spikes) | missing)
+    if keep.all() and len(keep):
+        return recording
     if not keep.any():
         raise SessionError(where, f"none of its {len(keep)} units is kept", "look at units.keep and units.min_spikes")
-    notes = [] if keep.all() else [f"{int(np.sum(~keep))} of {len(keep)} units left out by the recipe"]
-    trains = recording.spikes.kept(keep)
-    falls, close = _faults(trains)
-    _refuse_resets(where, falls, count[keep])
-    spikes, unsorted = in_order_of_time(where, trains)
+    rows = np.flatnonzero(keep)
+    per_unit = {key: getattr(recording, key) for key in ("region", "electrode", "missing", "observed")}
+    return replace(
+        recording,
+        spikes=recording.spikes.kept(keep),
+        unit_columns={name: values[keep] for name, values in recording.unit_columns.items()},
+        notes=(*recording.notes, f"{int(np.sum(~keep))} of {len(keep)} units left out by the recipe"),
+        **{key: tuple(values[row] for row in rows) if values else () for key, values in per_unit.items()},
+    )
+
+
+def find_units(recording: Recording, recipe: UnitsRecipe) -> tuple[Units, Spikes, list[str]]:
+    """The unit table, all spikes in order of time, and what was noticed; raises SessionError."""
+    where, columns, count, notes = recording.name, recording.unit_columns, recording.spikes.count, []
+    falls, close = _faults(recording.spikes)
+    _refuse_resets(where, falls, count)
+    spikes, unsorted = in_order_of_time(where, recording.spikes)
+    missing = np.array(recording.missing or np.zeros(len(count)), dtype=bool)
+    table = Units(
+        id=tuple(column(f"{where} units", columns, recipe.id_column).astype(str).tolist()),
+        region=tuple(_region(text, recipe.region_map) for text in recording.region),
+        quality=tuple(columns.get(recipe.quality_column, np.full(len(count), "")).astype(str).tolist()),
+        electrode=recording.electrode,
+        held_out=_held_out(where, columns, recipe.held_out),
+        missing=recording.missing if missing.any() else (),
+    )
     if unsorted:
         notes.append(f"spike times of {unsorted} units were not sorted")
     if close:
         notes.append(f"{close} spikes come less than 0.1 ms after one of the same unit (kept)")
-    rows = np.flatnonzero(keep)
-    quality = columns.get(recipe.quality_column, np.full(len(count), "")).astype(str)
-    table = Units(
-        id=tuple(names[rows].tolist()),
-        region=tuple(_region(recording.region[row], recipe.region_map) for row in rows),
-        quality=tuple(quality[rows].tolist()),
-        electrode=tuple(recording.electrode[row] for row in rows) if recording.electrode else (),
-        held_out=_held_out(where, columns, recipe.held_out, rows),
-        missing=tuple(missing[rows].tolist()) if missing[rows].any() else (),
-    )
-    silent, gone = int(np.sum((count == 0) & keep & ~missing)), int(np.sum(missing & keep))
-    notes += [f"{silent} units have no spikes"] if silent else []
-    notes += [f"{gone} units of the roster are not in this file"] if gone else []
+    if silent := int(np.sum((count == 0) & ~missing)):
+        notes.append(f"{silent} units have no spikes")
+    if missing.any():
+        notes.append(f"{int(np.sum(missing))} units of the roster are not in this file")
     return table, spikes, notes
 
 
@@ -53,11 +67,9 @@ def _region(text: str, region_map: dict[str, str]) -> str:
     return next((region for pattern, region in region_map.items() if re.search(pattern, text)), text) or "unknown"
 
 
-def _held_out(where: str, columns: dict[str, np.ndarray], name: str, rows: np.ndarray) -> tuple[bool, ...]:
-    """Which of the rows the dandiset withholds in its test files; () where none is, or nothing says so."""
-    if name not in columns:
-        return ()
-    withheld = truths(f"{where} units {name}", columns[name])[rows]
+def _held_out(where: str, columns: dict[str, np.ndarray], name: str) -> tuple[bool, ...]:
+    """Which units the dandiset withholds in its test files; () where none is, or nothing says so."""
+    withheld = truths(f"{where} units {name}", columns[name]) if name in columns else np.zeros(0, dtype=bool)
     return tuple(withheld.tolist()) if withheld.any() else ()
 
 
