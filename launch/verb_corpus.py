@@ -12,11 +12,12 @@ def _schema() -> type:
 
 def _run(config) -> int:
     from data_prep.corpus import prepare_corpus
+    from data_prep.prepare import KEPT
     from launch.progress import ItemProgress
 
     total = sum(len(member.sessions) + len(member.held_out) for member in config.members)
     with ItemProgress("reading", total) as progress:
-        report = prepare_corpus(config, lambda row: progress.step(row.file))
+        report = prepare_corpus(config, lambda row: progress.step(row.file, worked=row.status != KEPT))
     show_corpus(report)
     return report.exit_code
 
@@ -72,13 +73,11 @@ def _plan(config) -> list[str]:
     return lines
 
 
-VERBS = {
-    "corpus": Verb(
-        "prepare every session that a corpus lists, and say which are missing",
-        "spikeloom corpus corpora/poyo_mp.yaml root=DATA output=sessions",
-        _schema,
-        _run,
-        _plan,
-        needs="a corpus file",
-    )
-}
+CORPUS = Verb(
+    "prepare every session that a corpus lists, and say which are missing",
+    "spikeloom corpus corpora/poyo_mp.yaml root=DATA output=sessions",
+    _schema,
+    _run,
+    _plan,
+    needs="a corpus file",
+)
