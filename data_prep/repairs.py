@@ -8,6 +8,7 @@ import numpy as np
 from data_prep.errors import SessionError
 from data_prep.recording import Recording, Series, SpikeTrains
 
+_ROWS_OF_AN_ARRAY = 96
 PAUSE_S = 60.0  # seconds put between the blocks of a recording whose clock was reset
 
 
@@ -109,6 +110,26 @@ def aborted_before_target(recording: Recording) -> Recording:
     note = f"{int(np.sum(missing))} trials without a target_on_time: given one, so that the trial before them ends"
     tables = {**recording.tables, "trials": {**table, "target_on_time": time}}
     return replace(recording, tables=tables, notes=(*recording.notes, note))
+
+
+def second_array_electrodes(recording: Recording) -> Recording:
+    """96 added to the electrode rows of units whose id begins with 2 and that point into the first array's 96 rows.
+
+    In the MC_Maze sets of the Neural Latents Benchmark the first digit of an id tells the array, and M1's rows are
+    stored as if they were counted from the second array's first (its own notes on the data sets).
+    """
+    wrong = [
+        row.isdigit() and int(row) < _ROWS_OF_AN_ARRAY and unit.startswith("2")
+        for row, unit in zip(recording.electrode, recording.unit_columns["id"].astype(str).tolist())
+    ]
+    if not any(wrong):
+        return recording
+    rows = zip(recording.electrode, wrong)
+    return replace(
+        recording,
+        electrode=tuple(str(int(row) + _ROWS_OF_AN_ARRAY) if is_wrong else row for row, is_wrong in rows),
+        notes=(*recording.notes, f"electrode rows of {sum(wrong)} units of the second array raised by 96"),
+    )
 
 
 def clock_reset(recording: Recording) -> Recording:
@@ -237,6 +258,7 @@ REPAIRS: dict[str, Callable[[Recording], Recording]] = {
     "drop_overlapping_trials": drop_overlapping_trials,
     "drop_overlapping_pair": drop_overlapping_pair,
     "aborted_before_target": aborted_before_target,
+    "second_array_electrodes": second_array_electrodes,
     "clock_reset": clock_reset,
 }
 

@@ -1,6 +1,5 @@
 """000070: one recipe reads its five table layouts; velocity never crosses a pause, clocks are mended, bad units dropped."""
 
-
 import numpy as np
 import pytest
 

@@ -69,7 +69,7 @@ class Pair:
 
 
 SETS = {
-    # the electrodes of M1's units, rows 96 to 191, are told 96 too low in the full set
+    # the electrodes of M1's units, rows 96 to 191, are told 96 too low in one of the two
     "maze": Pair(
         "full", "Jenkins", "2009-09-25", ("PMd", "M1"), MAZE_IDS, (1, 11, 12, 34, 1, 7, 71, 93), (-0.25, 0.45)
     ),
@@ -234,29 +234,30 @@ def _write_bump(path: Path) -> Path:
         ("muscle_vel", wide),
     ):
         _add_series(file, name, np.where(hole[:, None], np.nan, data), clock)
-    count, bumped = np.arange(BUMP_TRIALS), np.arange(BUMP_TRIALS) % 3 == 0
-    still = count % 10 == 5
-    add_trials(
-        file,
-        {
-            "start_time": BUMP_START,
-            "stop_time": BUMP_START + BUMP_LASTS,
-            "ctr_hold_bump": bumped,
-            "ctr_hold": np.full(BUMP_TRIALS, 0.4),
-            "bump_time": np.where(bumped, BUMP_START + 0.4, np.nan),
-            "bump_dir": np.where(bumped, 45.0 * (count % 8), np.nan),
-            "cond_dir": 45.0 * (count % 8),
-            "target_on_time": np.where(bumped, np.nan, BUMP_START + 0.3),
-            "go_cue_time": np.where(bumped, np.nan, BUMP_START + 0.7),
-            "target_dir": np.where(bumped, np.nan, 45.0 * (count % 8)),
-            "move_onset_time": np.where(still, np.nan, BUMP_START + BUMP_ONSET),
-            "result": ["A" if row else "R" for row in still],
-            "split": split_column(BUMP_TRIALS, tuple(np.flatnonzero(still))),
-        },
-    )
+    add_trials(file, _bump_trials())
     seen = np.array([[0.0, BUMP_HOLE[0]], [BUMP_HOLE[1], seconds]])
     _add_units(file, SETS["bump"], tuned_spikes(BUMP, seen.tolist(), UNITS, 30.0), seen, tuple(range(UNITS)))
     return save(file, path)
+
+
+def _bump_trials() -> dict[str, object]:
+    count, bumped = np.arange(BUMP_TRIALS), np.arange(BUMP_TRIALS) % 3 == 0
+    still = count % 10 == 5
+    return {
+        "start_time": BUMP_START,
+        "stop_time": BUMP_START + BUMP_LASTS,
+        "ctr_hold_bump": bumped,
+        "ctr_hold": np.full(BUMP_TRIALS, 0.4),
+        "bump_time": np.where(bumped, BUMP_START + 0.4, np.nan),
+        "bump_dir": np.where(bumped, 45.0 * (count % 8), np.nan),
+        "cond_dir": 45.0 * (count % 8),
+        "target_on_time": np.where(bumped, np.nan, BUMP_START + 0.3),
+        "go_cue_time": np.where(bumped, np.nan, BUMP_START + 0.7),
+        "target_dir": np.where(bumped, np.nan, 45.0 * (count % 8)),
+        "move_onset_time": np.where(still, np.nan, BUMP_START + BUMP_ONSET),
+        "result": ["A" if row else "R" for row in still],
+        "split": split_column(BUMP_TRIALS, tuple(np.flatnonzero(still))),
+    }
 
 
 def _write_rsg(path: Path) -> Path:

@@ -29,7 +29,7 @@ RT_TRIALS, RT_STEP = 24, 5.5
 # centre-out trials that are not valid: failed, incomplete, aborted before the target, without a target id, too long
 # (as the two trials after it are not in the table)
 FAILED, INCOMPLETE, ABORTED, NO_TARGET, LONG = 5, 11, 17, 23, 29
-GAP = (75.05, 78.05)  # s: the cursor is not recorded from here to there
+GAP = (90.55, 93.55)  # s: the cursor is not recorded from here to there, in the trial that is too long
 REPEATED = (10.0, 40.0)  # s: times of samples that are there twice
 JERK = 20.5  # s: here the acceleration is 2000 cm/s^2 in one axis
 AWAY = 95.5  # s: for .1 s the cursor is 12 cm from the centre
