@@ -54,7 +54,8 @@ def find_trials(where: str, recipe: TrialsRecipe, table: dict[str, np.ndarray]) 
     if not table or not len(next(iter(table.values()))):
         return NO_TRIALS
     table = {name: numbers(f"{where} {name}", v) if name in _EDGES else v for name, v in table.items()}
-    _refuse_resets(where, *(table[name] for name in _EDGES))
+    if recipe.table == "trials":  # epochs may be nested, trials follow each other
+        _refuse_resets(where, *(table[name] for name in _EDGES))
     order = np.argsort(table["start_time"], kind="stable")
     table, notes = {name: values[order] for name, values in table.items()}, []
     for name, factor in recipe.factors.items():

@@ -59,6 +59,38 @@ def test_a_phase_may_be_optional():
     assert len(find_phase("here", optional, trials, 1.0)) == 0
 
 
+def test_trials_that_start_anew_amid_earlier_ones_tell_of_a_reset_but_epochs_may_be_nested():
+    """Two blocks and their five runs each, in one table: as trials they would lie upon each other."""
+    start = np.array([0.0, 50.0, *range(0, 100, 10)])
+    table = {"start_time": start, "stop_time": start + np.array([50.0, 50.0, *[9.0] * 10])}
+    with pytest.raises(
+        SessionError, match="start anew 1 times, first after row 1, .* the clock was reset; add the repair"
+    ):
+        find_trials("here", TrialsRecipe(), table)
+    assert len(find_trials("here", TrialsRecipe(table="epochs"), table).start) == 12
+    apart = {name: values[2:][[5, 6, 7, 0, 1, 2]] for name, values in table.items()}
+    assert find_trials("here", TrialsRecipe(), apart).start.tolist() == [0, 10, 20, 50, 60, 70]
+
+
+def test_moments_in_texts_and_in_parts_of_a_column():
+    table = {**TABLE, "go.0": np.array(["1.5", "", "21.5", "nan"]), "go.1": np.array([b"2", b"12", b"22", b"32"])}
+    trials = find_trials("here", TrialsRecipe(), table)
+    phase = PhaseRecipe(Moment("go[0]"), Moment("go.1"))
+    assert list(find_phase("here", phase, trials, 1.0)) == [(1.5, 2.0), (21.5, 22.0)]
+    assert len(find_phase("here", PhaseRecipe(Moment("go[2]"), Moment("go.1"), optional=True), trials, 1.0)) == 0
+    with pytest.raises(SessionError, match=r"no column 'go\.2'"):
+        find_phase("here", PhaseRecipe(Moment("go[2]")), trials, 1.0)
+    with pytest.raises(SessionError, match="holds text .F, R.; name a column of numbers"):
+        find_phase("here", PhaseRecipe(Moment("result")), trials, 1.0)
+
+
+def test_factors_scale_a_column_and_its_parts_and_pass_over_what_is_not_there():
+    table = {**TABLE, "cue.0": np.array([1.0, 2.0, 3.0, 4.0]), "cue.1": np.array([5.0, 6.0, 7.0, np.nan])}
+    trials = find_trials("here", TrialsRecipe(factors={"cue": 0.001, "rt": 0.01, "delay": 0.001}), table)
+    assert np.allclose(trials.columns["cue.0"], [0.001, 0.002, 0.003, 0.004]) and trials.columns["rt"][0] == 3.0
+    assert trials.notes == ("trials have no column delay, which trials.factors names",)
+
+
 def test_trials_come_out_in_order_of_time_with_their_columns():
     shuffled = {name: values[[2, 0, 3, 1]] for name, values in TABLE.items()}
     trials = find_trials("here", TrialsRecipe(factors={"rt": 0.001}), shuffled)
