@@ -19,7 +19,7 @@ from data_prep.recipe import Recipe, SplitsRecipe
 from data_prep.session import SPLITS, Session
 
 TRIES = 12  # mends of a proposal that its own file refuses
-BLOCK_S = 20.0  # blocks are no shorter, as far as there is time
+SHORTEST_BLOCK_S = 4.0  # blocks are no shorter where there is time for five of them
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Proposal:
 
     recipe: Recipe
     remarks: Remarks = field(default_factory=dict)  # path within the recipe -> sentences
+    blocks: SplitsRecipe = field(default_factory=SplitsRecipe)  # how it would be split by time
     head: tuple[str, ...] = ()
     session: Session | None = None  # what the recipe makes of the file; None where the file refuses it
     refusal: str = ""  # the last refusal, "" where the file was read
@@ -57,7 +58,7 @@ def _name(path: Path) -> str:
 def _draft(survey: Survey, spikes: FoundSpikes, signals: Signals, trials: FoundTrials, name: str) -> Proposal:
     recipe = Recipe(
         name=name,
-        description=textwrap.shorten(survey.description, 100, placeholder=" ...") or f"Proposed from {survey.name}",
+        description=_short(survey.description, 100) or f"Proposed from {survey.name}",
         units=spikes.recipe,
         signals=signals.recipes,
         trials=trials.trials,
@@ -68,12 +69,14 @@ def _draft(survey: Survey, spikes: FoundSpikes, signals: Signals, trials: FoundT
     remarks = _merged(spikes.remarks, signals.remarks, trials.remarks)
     recipe = _named(survey, recipe, remarks)
     recipe = _repaired(survey, signals, trials, recipe, remarks)
+    blocks = _blocks(survey, signals)
     if trials.split:
         recipe = replace(recipe, splits=trials.split)
     elif trials.good >= ENOUGH:
-        recipe = replace(recipe, splits=SplitsRecipe(by="trial"))
+        recipe = replace(recipe, splits=SplitsRecipe(by="trial", guard_s=blocks.guard_s))
         remarks["splits"] = [f"whole trials are drawn, from the {trials.good} good ones"]
     else:
+        recipe = replace(recipe, splits=blocks)
         remarks["splits"] = [
             f"{trials.good or 'no'} good trials where {ENOUGH} would do: blocks of time are drawn instead"
         ]
@@ -81,7 +84,15 @@ def _draft(survey: Survey, spikes: FoundSpikes, signals: Signals, trials: FoundT
         remarks.setdefault("domain", []).append(
             "the units have obs_intervals; the domain keeps to those that all share"
         )
-    return Proposal(recipe, remarks)
+    return Proposal(recipe, remarks, blocks=blocks)
+
+
+def _blocks(survey: Survey, signals: Signals) -> SplitsRecipe:
+    """Twenty blocks of time, fewer and with a narrower guard where the recording is short."""
+    lasting = float(np.diff(survey.spike_extent)[0])
+    seconds = min([length for length in (lasting, signals.seconds) if np.isfinite(length)], default=np.inf)
+    count = int(np.clip(seconds / SHORTEST_BLOCK_S, 5, 20))
+    return SplitsRecipe(by="blocks", blocks=count, guard_s=float(f"{np.clip(seconds / count / 4, 0.1, 1.0):.2g}"))
 
 
 def _merged(*parts: Remarks) -> Remarks:
@@ -159,7 +170,7 @@ def _tried(draft: Proposal, path: Path) -> Proposal:
             continue
         better = _better_split(draft, session)
         if better is None:
-            return replace(draft, session=session)
+            return _lowered(replace(draft, session=session))
         draft = better
     return replace(draft, refusal=refusal)
 
@@ -168,10 +179,10 @@ def _mended(draft: Proposal, refusal: str) -> Proposal | None:
     """The proposal changed so that this refusal does not come again, with the refusal as a remark; None if no mend is known."""
     for pattern, mend in MENDS:
         if re.search(pattern, refusal):
-            changed = mend(draft.recipe, refusal)
+            changed = mend(draft.recipe, refusal, draft.blocks)
             if changed is not None and changed[0] != draft.recipe:
                 recipe, path = changed
-                said = refusal.split(": ", 1)[-1]
+                said = _short(refusal.split(": ", 1)[-1], 160)
                 remarks = {
                     **draft.remarks,
                     path: [*draft.remarks.get(path, []), f"unsure: changed, as the file said: {said}"],
@@ -185,26 +196,26 @@ def _still_there(remarks: Remarks, recipe: Recipe) -> Remarks:
     return {key: texts for key, texts in remarks.items() if not gone(key)}
 
 
-Mend = Callable[[Recipe, str], tuple[Recipe, str] | None]
+Mend = Callable[[Recipe, str, SplitsRecipe], tuple[Recipe, str] | None]
 
 
 def _with_repair(name: str) -> Mend:
-    def mend(recipe: Recipe, _: str):
+    def mend(recipe: Recipe, _: str, blocks: SplitsRecipe):
         return None if name in recipe.repairs else (replace(recipe, repairs=[*recipe.repairs, name]), "repairs")
 
     return mend
 
 
-def _without_reset(recipe: Recipe, _: str):
+def _without_reset(recipe: Recipe, _: str, blocks: SplitsRecipe):
     repairs = [name for name in recipe.repairs if name != "clock_reset"]
     return replace(recipe, repairs=["sort_timestamps", "drop_repeated_timestamps", *repairs]), "repairs"
 
 
-def _by_blocks(recipe: Recipe, _: str):
-    return replace(recipe, splits=SplitsRecipe(by="blocks")), "splits"
+def _by_blocks(recipe: Recipe, _: str, blocks: SplitsRecipe):
+    return replace(recipe, splits=blocks), "splits"
 
 
-def _shorter(recipe: Recipe, _: str):
+def _shorter(recipe: Recipe, _: str, blocks: SplitsRecipe):
     if recipe.domain.min_s > 0.2:
         return replace(recipe, domain=replace(recipe.domain, min_s=recipe.domain.min_s / 2)), "domain.min_s"
     if recipe.domain.observed:
@@ -214,30 +225,30 @@ def _shorter(recipe: Recipe, _: str):
     return None
 
 
-def _less_training(recipe: Recipe, refusal: str):
+def _less_training(recipe: Recipe, refusal: str, blocks: SplitsRecipe):
     found = re.search(r"([\d.]+) s of training time", refusal)
     if not found or float(found[1]) < 2:
-        return _by_blocks(recipe, refusal) if recipe.splits.by != "blocks" else None
+        return _by_blocks(recipe, refusal, blocks) if recipe.splits.by != "blocks" else None
     return replace(recipe, min_train_s=float(int(0.5 * float(found[1])))), "min_train_s"
 
 
-def _no_eval(recipe: Recipe, refusal: str):
+def _no_eval(recipe: Recipe, refusal: str, blocks: SplitsRecipe):
     found = re.search(r"phase (\w+) never occurs", refusal)
     kept = [name for name in recipe.eval_phases if not found or name != found[1]]
     return replace(recipe, eval_phases=kept), "eval_phases"
 
 
-def _any_size(recipe: Recipe, refusal: str):
+def _any_size(recipe: Recipe, refusal: str, blocks: SplitsRecipe):
     named = [name for name in recipe.signals if re.search(rf"\b{name}\b", refusal)]
     changed = {n: replace(s, plausible=[]) if n in named else s for n, s in recipe.signals.items()}
     return replace(recipe, signals=changed), f"signals.{named[0]}" if named else "signals"
 
 
-def _no_condition(recipe: Recipe, _: str):
+def _no_condition(recipe: Recipe, _: str, blocks: SplitsRecipe):
     return replace(recipe, trials=replace(recipe.trials, valid="")), "trials.valid"
 
 
-def _without_signal(recipe: Recipe, refusal: str):
+def _without_signal(recipe: Recipe, refusal: str, blocks: SplitsRecipe):
     """Leave out the signal that a refusal names, and what is derived from it; not the only one."""
     head = refusal.split(":")[0]
     named = {n for n, s in recipe.signals.items() if re.search(rf"\b{n}\b", head) or any(p in refusal for p in s.path)}
@@ -253,7 +264,7 @@ MENDS: tuple[tuple[str, Mend], ...] = (
     (r"timestamps go back", _with_repair("sort_timestamps")),
     (r"timestamps are repeated", _with_repair("drop_repeated_timestamps")),
     (r"clock resets", _without_reset),
-    (r"usable trials|no trial has", _by_blocks),
+    (r"usable trials|no trial has|test are empty", _by_blocks),
     (r"s of training time", _less_training),
     (r"nothing is left of", _shorter),
     (r"never occurs in its domain", _no_eval),
@@ -272,14 +283,26 @@ def _better_split(draft: Proposal, session: Session) -> Proposal | None:
         return None
     told = f"by {recipe.splits.by} the smallest split would hold {poorest:.1f} s of {total:.0f} s"
     if recipe.splits.by != "blocks":
-        splits, path = SplitsRecipe(by="blocks"), "splits"
+        splits, path = draft.blocks, "splits"
     elif recipe.splits.guard_s > 0.25:
-        blocks = int(np.clip(total / BLOCK_S, 10, 20))
-        splits, path = replace(recipe.splits, guard_s=recipe.splits.guard_s / 2, blocks=blocks), "splits.guard_s"
+        splits, path = replace(recipe.splits, guard_s=recipe.splits.guard_s / 2), "splits.guard_s"
     else:
         return None
     remarks = {**draft.remarks, path: [*draft.remarks.get(path, []), told]}
     return replace(draft, recipe=replace(recipe, splits=splits), remarks=remarks)
+
+
+def _lowered(draft: Proposal) -> Proposal:
+    """min_train_s at half of a short file's training time, so that a somewhat shorter one is read too."""
+    train = draft.session.splits["train"].seconds
+    half = float(int(train / 2))
+    if half >= draft.recipe.min_train_s:
+        return draft
+    remarks = {
+        **draft.remarks,
+        "min_train_s": [f"this file has {train:.0f} s of training time; half of that is asked for"],
+    }
+    return replace(draft, recipe=replace(draft.recipe, min_train_s=half), remarks=remarks)
 
 
 # ------------------------------------------------------------------------------- the head
@@ -288,10 +311,10 @@ def _better_split(draft: Proposal, session: Session) -> Proposal | None:
 def _head(survey: Survey, spikes: FoundSpikes, signals: Signals, trials: FoundTrials, tried: Proposal) -> list[str]:
     lines = [f"Proposed from one file, {survey.name} (NWB {survey.version}); read it before you use it on others."]
     if survey.description:
-        lines.append(f"The file says: {textwrap.shorten(survey.description, 300, placeholder=' ...')}")
+        lines.append(f"The file says: {_short(survey.description, 300)}")
     lines += [f"Seen: {text}." for text in (spikes.seen, *signals.seen, trials.seen)]
     if signals.passed_over:
-        lines.append(f"Passed over: {'; '.join(signals.passed_over[:10])}.")
+        lines.append(f"Passed over: {_grouped(signals.passed_over)}.")
     session = tried.session
     if session is None:
         return [f"REFUSED by its own file: {tried.refusal}", *lines]
@@ -309,6 +332,22 @@ def _head(survey: Survey, spikes: FoundSpikes, signals: Signals, trials: FoundTr
     )
     notes = [note for note in session.provenance.get("notes", "").splitlines() if note]
     return [*lines, *([f"Noted: {'; '.join(notes)}."] if notes else [])]
+
+
+def _grouped(passed: list[tuple[str, str]]) -> str:
+    """Places by the reason they were passed over for."""
+    places: dict[str, list[str]] = {}
+    for place, reason in passed:
+        places.setdefault(reason, []).append(place)
+    told = (
+        f"{', '.join(these[:3])}{f' and {len(these) - 3} more' if len(these) > 3 else ''} ({reason})"
+        for reason, these in places.items()
+    )
+    return "; ".join(told)
+
+
+def _short(text: str, most: int) -> str:
+    return textwrap.shorten(text, most, placeholder=" ...")
 
 
 def _count(number: int, one: str, many: str) -> str:

@@ -34,8 +34,9 @@ class Timing:
 
     @property
     def told(self) -> str:
-        faults = [f"{self.falls} times go back"] * bool(self.falls) + [f"{self.repeats} repeated"] * bool(self.repeats)
-        pieces = f"{self.stretches} stretches" if self.stretches != 1 else "1 stretch"
+        faults = [f"its times go back in {self.falls} places"] * bool(self.falls)
+        faults += [f"{self.repeats} of its times are repeated"] * bool(self.repeats)
+        pieces = f"{self.stretches:,} stretches" if self.stretches != 1 else "1 stretch"
         return f"{self.hz:.4g} Hz, {pieces} of together {self.covered_s:.0f} s" + "".join(f", {f}" for f in faults)
 
 
@@ -55,6 +56,11 @@ class Candidate:
         return " + ".join(one.place for one in self.facts)
 
     @property
+    def short_place(self) -> str:
+        more = len(self.facts) - 1
+        return self.facts[0].place + (f" and {more} more beside it" if more else "")
+
+    @property
     def unit(self) -> str:
         return self.facts[0].unit.strip()
 
@@ -66,10 +72,9 @@ class Candidate:
         """99.9 percentile of the speed in the file's unit (per second), of a position by differences; NaN where unknown."""
         if self.meaning.quantity != "position":
             return self.size() if self.meaning.quantity == "velocity" else np.nan
-        if self.timing.falls or len(self.time) < 3:
-            return np.nan
-        keep = np.append(True, np.diff(self.time) > 0) & np.isfinite(self.value).all(axis=1)
-        return _size(differentiate(self.time[keep], self.value[keep], self.timing.gap)) if keep.sum() > 3 else np.nan
+        step, moved = np.diff(self.time), np.diff(self.value, axis=0)
+        kept = (step > 0) & (step < self.timing.gap / max(self.timing.hz, 1e-9))
+        return _size(moved[kept] / step[kept, None]) if kept.any() else np.nan
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class FoundSeries:
 
     ranked: list[Candidate]
     masks: list[SeriesFacts]
-    passed_over: list[str]  # "place: reason"
+    passed_over: list[tuple[str, str]]  # place, reason
     seldom: list[Candidate] = field(default_factory=list)  # behaviour that nobody decodes, in order
     falls: int = 0
     repeats: int = 0
@@ -101,7 +106,7 @@ def find_series(survey: Survey, used: SeriesFacts | None) -> FoundSeries:
         if is_mask:
             masks.append(one)
         elif reason:
-            passed.append(f"{one.place}: {reason}")
+            passed.append((one.place, reason))
         else:
             kept.append(one)
     groups = _joined(kept)
@@ -109,14 +114,12 @@ def find_series(survey: Survey, used: SeriesFacts | None) -> FoundSeries:
     for group in groups:
         found = _candidate(group, survey)
         if isinstance(found, str):
-            passed.append(f"{group[0].place}: {found}")
+            passed.append((group[0].place, found))
         else:
             candidates.append(found)
     candidates.sort(key=lambda c: (c.meaning.rank, c.place))
     proposed = [c for c in candidates if c.meaning.rank < BORED]
-    passed += [
-        f"{c.place}: {c.meaning.effector}, seldom what is decoded" for c in candidates if c.meaning.rank >= BORED
-    ]
+    passed += [(c.place, "seldom what is decoded") for c in candidates if c.meaning.rank >= BORED]
     return FoundSeries(
         proposed,
         masks,

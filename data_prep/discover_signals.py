@@ -7,6 +7,7 @@ import numpy as np
 from data_prep.discover_series import HAND, Candidate, FoundSeries, Measure, agreement, find_series, measure
 from data_prep.discover_text import Remarks
 from data_prep.discover_words import SPATIAL, signal_name
+from data_prep.measure import factor
 from data_prep.nwb_survey import SeriesFacts, Survey
 from data_prep.recipe import PhaseRecipe, SignalRecipe
 
@@ -23,9 +24,10 @@ class Signals:
     domain: list[str] = field(default_factory=list)
     remarks: Remarks = field(default_factory=dict)
     seen: list[str] = field(default_factory=list)
-    passed_over: list[str] = field(default_factory=list)
+    passed_over: list[tuple[str, str]] = field(default_factory=list)
     falls: int = 0
     repeats: int = 0
+    seconds: float = np.inf  # that the domain's signal is there, where there is one
 
 
 def find_signals(survey: Survey, counts: SeriesFacts | None, place_first: bool) -> Signals:
@@ -53,16 +55,17 @@ def find_signals(survey: Survey, counts: SeriesFacts | None, place_first: bool) 
         remarks["signals"] = ["unsure: place cells, so the position comes first; put the velocity first to decode that"]
     domain, told = _domain(chosen, names, recipes)
     masks, mask_remarks = _masks(found, counts)
-    others = [f"{c.place}: also a candidate, left out" for c in ranked[MOST:]]
+    others = [(c.short_place, "also a candidate, left out") for c in ranked[MOST:]]
     return Signals(
         recipes,
         masks,
         domain,
         remarks | mask_remarks | ({"domain.signals": told} if told else {}),
-        [f"{names[c.place]}: {c.place}, {c.value.shape[1]} columns, {c.timing.told}" for c in chosen],
-        [*others, *found.passed_over],
+        [f"{names[c.place]}: {c.short_place}, {_columns(c)}, {c.timing.told}" for c in chosen],
+        [*others, *(pair for pair in found.passed_over if pair[0] not in names)],
         found.falls,
         found.repeats,
+        steady.timing.covered_s if domain else chosen[0].timing.covered_s,
     )
 
 
@@ -112,12 +115,31 @@ def _against_position(one: Candidate, chosen: list[Candidate], recipe: SignalRec
         if found is None or found[1] < 0.8:
             continue
         slope, correlation = found
-        said = f"the rate of change of {other.place} is {slope:.3g} times it (correlation {correlation:.2f})"
+        said = f"the rate of change of {other.short_place} is {slope:.3g} times it (correlation {correlation:.2f})"
         if abs(slope / one.timing.hz - 1) < 0.15 and abs(slope - 1) > 0.5 and _same_length(one, other):
             told["factor"] = [f"unsure: {said}, so it is per sample: made per second"]
-            return replace(recipe, factor=round(one.timing.hz, 3))
+            known = f"{other.unit}/s" if other.unit and not recipe.unit else recipe.stated_unit
+            return replace(recipe, factor=round(one.timing.hz, 3), stated_unit=known)
+        unit = _unit_by(slope, other) if recipe.stated_unit else ""
+        if unit and unit != recipe.stated_unit:
+            told["stated_unit"] = [f"unsure: the attribute says {one.unit!r}; {said}, so it is in {unit}"]
+            return replace(recipe, unit=unit, stated_unit=unit)
         told[""].append(said)
     return recipe
+
+
+def _unit_by(slope: float, position: Candidate) -> str:
+    """The unit of a velocity, from a position whose own unit makes sense and how many times it changes as fast."""
+    known = measure(position)
+    if known.stated_unit or not known.unit or not HAND[0] <= known.speed <= HAND[1]:
+        return ""
+    size = slope * factor("", known.unit, "m")
+    return next((f"{unit}/s" for unit, m in (("m", 1.0), ("cm", 0.01), ("mm", 0.001)) if abs(size / m - 1) < 0.05), "")
+
+
+def _columns(one: Candidate) -> str:
+    count = one.value.shape[1]
+    return f"{count} columns" if count != 1 else "1 column"
 
 
 def _same_length(one: Candidate, other: Candidate) -> bool:

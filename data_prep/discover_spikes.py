@@ -134,7 +134,7 @@ def _regions(survey: Survey, changed: dict, remarks: dict) -> tuple[str, ...]:
         )
     wordy = sorted({text for text in best if text and not re.fullmatch(r"[A-Za-z0-9+_-]{1,12}", text)})
     areas = {text: _area(text) for text in wordy}
-    if any(areas.values()):
+    if any(area and area != text for text, area in areas.items()):
         changed["region_map"] = {rf"\b{area}\b": area for area in sorted({a for a in areas.values() if a})}
         remarks["units.region_map"] = [f"shortens {wordy[0][:60]!r} and the like"]
     return tuple(sorted({areas.get(text) or text for text in best if text}))

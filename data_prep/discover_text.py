@@ -20,7 +20,7 @@ def as_yaml(recipe, remarks: Remarks, head: list[str]) -> str:
     """YAML text that the config loader turns back into the recipe; remarks on what is not printed end its section."""
     lines = [line for text in head for line in _comment(text, "")]
     tree = _changed(recipe, type(recipe)())
-    spaced = {"units", "signals", "repairs", "trials", "domain", "splits"}
+    spaced = {"units", "signals", "repairs", "trials", "phases", "domain", "splits"}
     for name in (field.name for field in fields(recipe)):
         if name in tree or _below(remarks, name):
             lines += [""] if name in spaced else []

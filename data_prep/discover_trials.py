@@ -64,7 +64,7 @@ def find_trials_words(survey: Survey) -> FoundTrials:
     table["duration"] = stop - start
     with np.errstate(invalid="ignore"):
         usable = stop > start
-        falls, overlaps = int(np.sum(np.diff(start) < 0)), int(np.sum(start[1:] < stop[:-1]))
+        falls, overlaps = int(np.sum(np.diff(start) < 0)), int(np.sum(start[1:] < stop[:-1] - 1e-6))
     rows = len(start)
     if not usable.any():
         remarks["trials.table"] = [
@@ -163,6 +163,8 @@ def _count(table: dict, usable: np.ndarray, parts: list[str]) -> int:
 def _condition(key: str, values: np.ndarray) -> str:
     """What a good trial has in that column, "" where the column says nothing of it."""
     named, name = set(words(key)), key if key.isidentifier() else f"get({key!r})"
+    if values.dtype.kind == "f" and not np.isfinite(values).any():
+        return ""
     flags = values.dtype.kind == "b" or (
         values.dtype.kind in "fiu" and np.isin(values[np.isfinite(values)], (0, 1)).all()
     )

@@ -38,6 +38,10 @@ QUANTITIES = {  # first hit wins; the number ranks them, small is sought first
 OTHER = 14.0
 EFFECTORS = {
     "target": (30.0, {"target", "targets", "goal", "cue", "reference"}),
+    "label": (
+        30.0,
+        {"trial", "num", "number", "id", "code", "label", "timestamp", "timestamps", "sync", "ttl", "clock"},
+    ),
     "eye": (30.0, {"eye", "eyes", "gaze", "pupil", "saccade"}),
     "decoder": (20.0, {"decoder", "decoded", "decode", "state", "intended"}),
     "muscle": (6.0, {"muscle", "muscles", "emg"}),
