@@ -134,6 +134,16 @@ def place_of(config: CorpusConfig, member: MemberConfig) -> str:
     return "dandi" if config.fetch and member.recipe.dandiset else ""
 
 
+def there(config: CorpusConfig, member: MemberConfig) -> list[str] | None:
+    """Names of a member's sessions that have a file in its folder; None where they are to come from the archive."""
+    place = place_of(config, member)
+    if place == "dandi":
+        return None
+    paths = [path.relative_to(place).as_posix() for path in Path(place).rglob("*")] if place else []
+    fit = {name: pattern_of(member.file.replace("{}", name)) for name in (*member.sessions, *member.held_out)}
+    return [name for name, pattern in fit.items() if any(map(pattern.fullmatch, paths))]
+
+
 def _prepared(
     config: CorpusConfig, member: MemberConfig, on_row: Callable[[Row], None] | None
 ) -> tuple[list[Expected], tuple[str, ...]]:

@@ -57,15 +57,18 @@ def _totals(name: str, sessions: list) -> tuple:
 
 
 def _plan(config) -> list[str]:
-    from data_prep.corpus import check_corpus, place_of
+    from data_prep.corpus import check_corpus, place_of, there
 
     check_corpus(config)
     lines = [f"would prepare the corpus {config.name} into {config.output}:"]
     for member in config.members:
-        place = place_of(config, member)
-        if place == "dandi":
+        place, files = place_of(config, member), there(config, member)
+        wanted = len(member.sessions) + len(member.held_out)
+        if files is None:
             version = f"{member.recipe.dandiset}/{member.recipe.version or 'latest'}"
             place = f"dandiset {version} of the archive {config.archive.instance}"
+        elif place:
+            place = f"{place}, where {len(files)} of {wanted} files are"
         lines.append(
             f"  {member.recipe.name}: {len(member.sessions)} sessions to pretrain on, {len(member.held_out)} held out, "
             f"from {place or f'nowhere: there is no folder {member.folder} below root={config.root}'}"

@@ -57,7 +57,7 @@ def test_a_dry_run_says_where_each_source_is_and_writes_nothing(root, tmp_path, 
     output = tmp_path / "out"
     assert main(["corpus", "corpora/poyo_1.yaml", f"root={root}", f"output={output}", "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert f"makin: 47 sessions to pretrain on, 0 held out, from {root / 'makin'}" in said
+    assert f"makin: 47 sessions to pretrain on, 0 held out, from {root / 'makin'}, where 2 of 47 files are" in said
     assert "perich_miller_co: 76 sessions to pretrain on, 8 held out, from dandiset 000688/" in said
     assert main(["corpus", "corpora/poyo_1.yaml", "root=/nowhere", "fetch=false", "--dry-run"]) == 0
     assert "from nowhere: there is no folder 000688 below root=/nowhere" in capsys.readouterr().out
