@@ -27,14 +27,16 @@ class Reaches:
     by: np.ndarray  # (n, 2) in the file's unit of length
 
     def _sum(self, time: np.ndarray, power: int, shape: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-        out = np.zeros((len(time), 2))
+        out, reached = np.zeros((len(time), 2)), np.zeros((len(time) + 1, 2))
         for onset, seconds, by in zip(self.onset, self.seconds, self.by):
-            s = np.clip((time - onset) / seconds, 0, 1)[:, None]
-            out += by / seconds**power * shape(s)
-        return out
+            first, last = np.searchsorted(time, [onset, onset + seconds])  # elsewhere it is at rest
+            s = ((time[first:last] - onset) / seconds)[:, None]
+            out[first:last] += by / seconds**power * shape(s)
+            reached[last] += by
+        return out + np.cumsum(reached, axis=0)[:-1] if power == 0 else out
 
     def position(self, time: np.ndarray) -> np.ndarray:
-        """(N, 2) at times (N,) s."""
+        """(N, 2) at times (N,) s in rising order, as for the two below."""
         return self._sum(time, 0, lambda s: s**3 * (10 - 15 * s + 6 * s**2))
 
     def velocity(self, time: np.ndarray) -> np.ndarray:
