@@ -40,19 +40,26 @@ def check_times(where: str, time: np.ndarray) -> None:
 
 
 def _check_spikes(where: str, session: Session) -> None:
-    time, unit, count = session.spikes.time, session.spikes.unit, len(session.units)
-    if count == 0 or len(time) == 0:
-        raise SessionError(where, f"{count} units with {len(time)} spikes", "look at the units section of the recipe")
-    if not len(session.units.region) == len(session.units.quality) == count or len(set(session.units.id)) != count:
+    units, count, spikes = session.units, len(session.units), len(session.spikes)
+    if count == 0 or spikes == 0:
+        raise SessionError(where, f"{count} units with {spikes} spikes", "look at the units section of the recipe")
+    optional = {len(values) for values in (units.electrode, units.held_out, units.missing)} - {0}
+    if {len(units.region), len(units.quality), *optional} != {count} or len(set(units.id)) != count:
         raise SessionError(where, "the unit table is inconsistent or names a unit twice", "set units.id_column")
-    if len(unit) != len(time) or unit.max() >= count:
-        raise SessionError(
-            where, f"spikes name unit {int(unit.max())} of {count}", "the file is inconsistent: leave it out"
-        )
-    if not np.isfinite(time).all():
-        raise SessionError(where, f"{int(np.sum(~np.isfinite(time)))} spike times are not finite", "leave the file out")
-    if (time[1:] < time[:-1]).any():
-        raise SessionError(where, "spike times are not sorted", "sort them")
+    seen, end = 0, -np.inf
+    for time, unit in session.spikes.parts():  # never all of them at once
+        if len(unit) != len(time) or unit.max() >= count:
+            raise SessionError(
+                where, f"spikes name unit {int(unit.max())} of {count}", "the file is inconsistent: leave it out"
+            )
+        if not np.isfinite(time).all():
+            bad = int(np.sum(~np.isfinite(time)))
+            raise SessionError(where, f"{bad} spike times are not finite", "leave the file out")
+        if time[0] < end or (time[1:] < time[:-1]).any():
+            raise SessionError(where, "spike times are not sorted", "sort them")
+        seen, end = seen + len(time), time[-1]
+    if seen != spikes:
+        raise SessionError(where, f"{seen} spikes of {spikes} can be read", "store the session again")
 
 
 def _check_signal(where: str, signal: Signal) -> None:
