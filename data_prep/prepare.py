@@ -93,12 +93,12 @@ def preview(config: PrepareConfig) -> list[str]:
         lines.append(f"part {part} of them: {_sum(assets)}")
     first = (assets or list(source.assets))[0]
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(source.opened(first))
-        if config.recipe.reader == "nwb":
-            contents = look(file)
-            lines += [f"{first.path}, the first of them, holds", f"  {contents.units}"]
-            lines += [f"  {line}" for line in (*contents.series, *contents.tables)]
         try:
+            file = stack.enter_context(source.opened(first))
+            if config.recipe.reader == "nwb":
+                contents = look(file)
+                lines += [f"{first.path}, the first of them, holds", f"  {contents.units}"]
+                lines += [f"  {line}" for line in (*contents.series, *contents.tables)]
             roster = roster_of(config.recipe, source, first)
             beside = stack.enter_context(source.opened(roster)) if roster else None
             session = stack.enter_context(opened_session(file, config.recipe, beside))

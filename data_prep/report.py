@@ -77,7 +77,7 @@ class Totals:
     def line(self) -> str:
         return (
             f"{self.files} files: {self.read} read, {self.kept} kept, {self.refused} refused; "
-            f"{self.units} units, {self.spikes} spikes, {self.hours:.2f} h"
+            f"{self.units:,} units, {self.spikes:,} spikes, {self.hours:.2f} h"
         )
 
 

@@ -5,6 +5,8 @@ A verb imports its floor inside its functions, so that `spikeloom --help` loads 
 
 from launch.verb import Verb
 
+OPENING = 1e6  # bytes that take about as long to read as a file takes to open
+
 
 def _prepare_schema() -> type:
     from data_prep.prepare import PrepareConfig
@@ -13,12 +15,15 @@ def _prepare_schema() -> type:
 
 
 def _prepare(config) -> int:
-    from data_prep.prepare import find_files, prepare
+    from data_prep.prepare import KEPT, prepare
     from launch.progress import ItemProgress
     from launch.show import show_prepared
 
-    with ItemProgress("reading", len(find_files(config)[1])) as progress:
-        report = prepare(config, lambda row: progress.step(row.file))
+    def begin(assets) -> None:
+        progress.begin(len(assets), sum(asset.size + OPENING for asset in assets))
+
+    with ItemProgress("reading") as progress:
+        report = prepare(config, lambda row: progress.step(row.file, row.bytes + OPENING, row.status != KEPT), begin)
     show_prepared(report)
     return report.exit_code
 
@@ -26,10 +31,7 @@ def _prepare(config) -> int:
 def _plan_prepare(config) -> list[str]:
     from data_prep.prepare import preview
 
-    return [
-        f"would read {' '.join(config.files)} of {config.source} and write sessions to {config.output}",
-        *preview(config),
-    ]
+    return [f"would write sessions to {config.output}", *preview(config)]
 
 
 def _shard_schema() -> type:

@@ -1,5 +1,7 @@
 """A path -> tables for a person: a stored session, a folder of them, a shard root, a checkpoint or a run."""
 
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +12,12 @@ from data_prep.prepare import REFUSED, PrepareReport
 from data_prep.session import SPLITS, Session
 from data_prep.store import list_sessions, load_session
 from launch.record import Results, read_run
-from launch.table import print_table
+from launch.table import print_table, print_texts
 from sharding.index import ShardIndex
 
 RUN_FILES = ("results.json", "provenance.json", "metrics.csv", "config.yaml")
+MOST_ROWS = 60  # more good files than this are told as a sum
+WIDE = 110  # columns of a terminal that has room for file names beside session names
 KINDS = "a stored session (.h5), a folder of them, a shard root, a checkpoint folder or a run folder"
 
 
@@ -145,20 +149,34 @@ def show_sessions(folder: Path) -> None:
 
 
 def show_prepared(report: PrepareReport) -> None:
-    """What `prepare` read, kept from before, and refused, and why."""
+    """What `prepare` read, kept from before, and at last what it refused, and why; many good files only as their sum."""
     good = [row for row in report.rows if row.status != REFUSED]
-    columns = ["file", "status", "session", "units", "spikes", "minutes", "note"]
-    if good:
-        print_table(
-            f"sessions in {report.output}",
-            columns,
-            [[row.file, row.status, row.session, row.units, row.spikes, row.seconds / 60, row.message] for row in good],
-        )
+    if len(good) > MOST_ROWS:
+        print(f"{len(good)} files read or kept, each a row in {Path(report.output) / 'report.json'}")
+    elif good:
+        _show_good(good, report.output)
     if report.refused:
-        print_table("refused", ["why"], [[row.message] for row in report.refused])
-    print(report.lines()[len(report.rows)])
-    if report.message:
-        print(report.message)
+        why = [(row.file, row.message.removeprefix(f"{row.file}: ")) for row in report.refused]
+        print_texts("refused", ("file", "why"), why)
+    totals = report.by_recipe()
+    if len(totals) > 1:
+        names = ("sessions", "units", "spikes", "hours", "read", "kept", "refused")
+        sums = [(name, *(getattr(total, key) for key in names)) for name, total in totals.items()]
+        print_table("recipes", ["recipe", *names], sums)
+    print("\n".join(report.last_lines()))
+
+
+def _show_good(rows: list, output: str) -> None:
+    """A row each; on a terminal notes stand below, and a narrow one has no room for the file beside its session."""
+    columns = ["file", "status", "session", "units", "spikes", "hours", "note"]
+    cells = [[r.file, r.status, r.session, r.units, r.spikes, round(r.seconds / 3600, 3), r.message] for r in rows]
+    drawn = sys.stdout.isatty()
+    first = 1 if drawn and shutil.get_terminal_size().columns < WIDE else 0
+    last = len(columns) - drawn
+    print_table(f"sessions in {output}", columns[first:last], [row[first:last] for row in cells])
+    notes = [(row.session, row.message) for row in rows if row.message]
+    if drawn and notes:
+        print_texts("notes", ("session", "note"), notes)
 
 
 def show_shards(index: ShardIndex, root) -> None:

@@ -1,6 +1,8 @@
 """Rows into a table for a person: drawn on a terminal, plain aligned lines in a file or a pipe."""
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from rich import box
@@ -20,6 +22,20 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         _draw(title, columns, cells, numeric)
     else:
         _write(title, columns, cells, numeric)
+
+
+def print_texts(title: str, columns: tuple[str, str], rows: Sequence[tuple[str, str]]) -> None:
+    """Prints names and what is said of each: on a terminal each text wrapped below its name, else a table."""
+    if not sys.stdout.isatty():
+        print_table(title, columns, rows)
+        return
+    Console().print(f"[bold]{title}[/]")
+    width = shutil.get_terminal_size().columns - 1
+    for name, said in rows:
+        print(f"  {as_text(name)}")
+        for line in textwrap.wrap(as_text(said), width - 6, break_long_words=False, break_on_hyphens=False):
+            print(f"      {line}")
+    print()
 
 
 def _draw(title, columns, cells, numeric) -> None:

@@ -57,7 +57,7 @@ def test_bad_files_are_refused_and_the_others_go_on(nwb, config, tmp_path, worke
     assert {asset.path: asset.size for asset in started} == {row.file: row.bytes for row in report.rows}
     assert stored(tmp_path / "out") == ["small__Ada_good.h5", "small__Ada_good2.h5"]
     lines = report.lines()
-    assert len(lines) == 6 and lines[-1].startswith("5 files: 2 read, 0 kept, 3 refused; 10 units, 2000 spikes")
+    assert len(lines) == 6 and lines[-1].startswith("5 files: 2 read, 0 kept, 3 refused; 10 units, 2,000 spikes")
     assert any("empty (0 bytes)" in line for line in lines) and all("\n" not in line for line in lines)
     session = load_session(tmp_path / "out/small__Ada_good2.h5")
     told = json.loads((tmp_path / "out/report.json").read_text())

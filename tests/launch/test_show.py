@@ -57,7 +57,7 @@ def test_prepare_tells_what_it_read_and_refused_and_exits_1(made, capsys):
     out = capsys.readouterr().out
     assert again == 1
     assert "sub-Ada_ses-CO-01.nwb  kept    synthetic/Ada_CO-01" in out
-    assert "broken.nwb: " in out.split("refused\n")[1]
+    assert "broken.nwb  not an HDF5 file" in out.split("refused\n")[1]
     assert "2 files: 0 read, 1 kept, 1 refused" in out
 
 
