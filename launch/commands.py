@@ -4,6 +4,7 @@ A verb imports its floor inside its functions, so that `spikeloom --help` loads 
 """
 
 from launch.verb import Verb
+from launch.verb_corpus import CORPUS
 
 OPENING = 1e6  # bytes that take about as long to read as a file takes to open
 
@@ -194,6 +195,7 @@ VERBS = {
         positional="recipe",
         needs="a recipe",
     ),
+    "corpus": CORPUS,
     "shard": Verb(
         "cut stored sessions into shards of segments, with an index",
         "spikeloom shard sessions=sessions output=shards",
