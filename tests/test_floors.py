@@ -45,7 +45,7 @@ OURS = {
         "data_prep.session",
         "data_prep.store",
     ),
-    "launch/figures_session.py": ("data_prep.session",),
+    "launch/figures_session*.py": ("data_prep.session",),
     "launch/commands.py": (
         "data_prep.errors",
         "data_prep.prepare",
