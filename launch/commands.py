@@ -5,6 +5,7 @@ A verb imports its floor inside its functions, so that `spikeloom --help` loads 
 
 from launch.verb import Verb
 from launch.verb_corpus import CORPUS
+from launch.verb_discover import DISCOVER, INSPECT
 
 OPENING = 1e6  # bytes that take about as long to read as a file takes to open
 
@@ -196,6 +197,8 @@ VERBS = {
         needs="a recipe",
     ),
     "corpus": CORPUS,
+    "discover": DISCOVER,
+    "inspect": INSPECT,
     "shard": Verb(
         "cut stored sessions into shards of segments, with an index",
         "spikeloom shard sessions=sessions output=shards",
