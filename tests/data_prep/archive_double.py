@@ -133,7 +133,7 @@ class Double:
         self.token = ""  # an embargoed dandiset's
         self.signature = 0  # raised when signed addresses expire
         self.lists_metadata = True  # whether lists carry metadata when asked to
-        self.closing = threading.Event()
+        self.closing, self.counting = threading.Event(), threading.Lock()
         handler = type("Handler", (_Handler,), {"double": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -212,34 +212,38 @@ class _Handler(BaseHTTPRequestHandler):
         if rule:
             rule.before()
         answer = answer_of(self.double, rule.asked(asked) if rule else asked)
-        sent = self._send(rule.answer(answer) if rule else answer)
-        self.double.log.append(replace(asked, status=sent[0], sent=sent[1]))
+        answer = rule.answer(answer) if rule else answer
+        with self.double.counting:
+            place = len(self.double.log)
+            self.double.log.append(replace(asked, status=answer.status))
+        for sent in self._send(answer):
+            self.double.log[place] = replace(self.double.log[place], sent=sent)
 
     def _due(self, rule: Rule) -> bool:
-        if rule.skip > 0:
-            rule.skip -= 1
-            return False
-        rule.times -= 1
-        return rule.times >= 0
+        with self.double.counting:
+            if rule.skip > 0:
+                rule.skip -= 1
+                return False
+            due = rule.times > 0
+            rule.times -= due
+            return due
 
-    def _send(self, answer: Answer) -> tuple[int, int]:
+    def _send(self, answer: Answer) -> Iterator[int]:
+        """Bytes of the body sent so far."""
         self.send_response(answer.status)
         for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
             self.send_header(name, value)
         self.end_headers()
-        body, sent = b"" if self.command == "HEAD" else answer.body, 0
         ends = [end for end in (answer.cut_at, answer.stall_at) if end is not None]
-        body = body[: min(ends, default=len(body))]
+        body = b"" if self.command == "HEAD" else answer.body[: min(ends, default=len(answer.body))]
         with contextlib.suppress(ConnectionError):
-            for k in range(0, len(body), 1 << 14):
-                self.wfile.write(body[k : k + (1 << 14)])
-                sent += len(body[k : k + (1 << 14)])
+            for k in range(0, len(body), 1 << 16):
+                self.wfile.write(body[k : k + (1 << 16)])
+                yield min(k + (1 << 16), len(body))
         if answer.stall_at is not None:
-            self.wfile.flush()
             self.double.closing.wait(20)
         if ends:
             self.close_connection = True
-        return answer.status, sent
 
 
 def answer_of(double: Double, asked: Asked) -> Answer:
