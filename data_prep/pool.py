@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import connection
 from typing import Any
 
@@ -22,13 +22,16 @@ class Died(Exception):
         self.exit_code = exit_code
 
 
-def answers(work: Callable[[Any], Any], jobs: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
+def answers(
+    work: Callable[[Any], Any], jobs: Iterable[Any], workers: int, modules: Sequence[str] = ()
+) -> Iterator[tuple[Any, Any]]:
     """(job, work(job)) of each job in the order in which they are done; Died in place of an answer that never came.
 
     `work`, jobs and answers are pickled; what `work` raises ends its process. Leaving the iteration ends all.
+    `modules` are what work needs: they are imported once, and every process is a fork of that.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_module(work)])  # imported once, every process is a fork of that
+    context.set_forkserver_preload([*modules])
     waiting, busy, started = deque(jobs), {}, []
     try:
         while waiting or busy:
@@ -77,10 +80,6 @@ class _Worker:
             self.process.kill()
         self.pipe.close()  # one that waits for a job hears that there are no more
         self.process.join()
-
-
-def _module(work: Callable[[Any], Any]) -> str:
-    return getattr(work, "func", work).__module__  # of a partial, that of its function
 
 
 def _serve(pipe: connection.Connection, work: Callable[[Any], Any]) -> None:

@@ -148,7 +148,8 @@ def _rows(task: Task, jobs: list[Job], workers: int) -> Iterator[Row]:
         yield from (carry_out(task, job) for job in jobs)
         return
     jobs = sorted(jobs, key=lambda job: -job.asset.size) if workers > 1 else jobs
-    with contextlib.closing(answers(partial(carry_out, task), jobs, workers)) as done:
+    modules = [carry_out.__module__, type(task.source).__module__]
+    with contextlib.closing(answers(partial(carry_out, task), jobs, workers, modules)) as done:
         for job, answer in done:
             yield _of_the_dead(task, job, answer) if isinstance(answer, Died) else answer
 

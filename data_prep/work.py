@@ -89,15 +89,14 @@ def described(row: Row, task: Task, job: Job) -> Row:
 def roster_of(recipe: Recipe, source: Source, asset: Asset) -> Asset | None:
     """The file beside an asset whose unit table the recipe asks for; None where it asks for none, or for this one.
 
-    Where several fit the pattern, the one of the same session (`ses-...` in its name) is meant.
-    Raises SessionError where none or several are left.
+    Names that tell a session (`ses-...`) must tell the same one. Raises SessionError where no file or several fit.
     """
     pattern = recipe.units.roster
     if not pattern or fnmatch.fnmatch(Path(asset.path).name, pattern):
         return None
     found = [one for one in source.siblings(asset) if fnmatch.fnmatch(Path(one.path).name, pattern)]
-    if len(found) > 1:
-        found = [one for one in found if _session_in(one.path) == _session_in(asset.path)]
+    mine = _session_in(asset.path)
+    found = [one for one in found if not mine or _session_in(one.path) in ("", mine)]
     if len(found) != 1:
         told = f"{len(found) or 'no'} files beside it fit units.roster {pattern!r}"
         raise SessionError(asset.path, told, "correct the pattern, or fetch the file that lists all units")

@@ -60,7 +60,7 @@ def show_file(path: Path) -> None:
 
 def show_session(session: Session) -> None:
     """Facts, units by region, signals and splits of one session."""
-    minutes, rate = session.domain.seconds / 60, len(session.spikes.time) / max(session.domain.seconds, 1e-9)
+    minutes, rate = session.domain.seconds / 60, len(session.spikes) / max(session.domain.seconds, 1e-9)
     print_table(
         f"session {session.id}",
         ["", ""],
@@ -69,7 +69,7 @@ def show_session(session: Session) -> None:
             ["paradigm", session.paradigm],
             ["recorded (min)", minutes],
             ["units", len(session.units)],
-            ["spikes", len(session.spikes.time)],
+            ["spikes", len(session.spikes)],
             ["rate of a unit (Hz)", rate / max(len(session.units), 1)],
             ["trials", len(session.trials)],
             *([key.replace("_", " "), value] for key, value in session.provenance.items() if value),
@@ -135,7 +135,7 @@ def show_sessions(folder: Path) -> None:
                 session.id,
                 session.subject,
                 len(session.units),
-                len(session.spikes.time),
+                len(session.spikes),
                 session.domain.seconds / 60,
                 ", ".join(session.signals),
                 "",

@@ -14,6 +14,7 @@ import pytest
 import data_prep.work as work
 from data_prep.errors import ConfigError, RecipeError, SessionError
 from data_prep.prepare import PrepareConfig, prepare, preview
+from data_prep.source import ArchiveConfig, open_source
 from data_prep.store import describe, list_sessions, load_session
 
 
@@ -281,3 +282,37 @@ def test_preview_tells_what_is_there_and_what_becomes_of_it(nwb, config, tmp_pat
     shutil.rmtree(tmp_path / "in")
     with pytest.raises(SessionError):
         preview(config)
+
+
+@pytest.fixture
+def roster(config, nwb, tmp_path) -> PrepareConfig:
+    """Two sessions in one folder, each with a train file that lists its units and a test file that lacks some."""
+    for name in ("ses-1_desc-train", "ses-1_desc-test", "ses-2_desc-train", "ses-2_desc-test"):
+        nwb(f"in/sub-A/sub-A_{name}.nwb")
+    units = replace(config.recipe.units, roster="*desc-train*")
+    return replace(config, recipe=replace(config.recipe, units=units))
+
+
+def test_the_roster_is_the_file_of_the_same_session_beside_it(roster, tmp_path):
+    source = open_source(roster.source, ["**/*test*"], [], ArchiveConfig(), roster.recipe, tmp_path / "out")
+    first, second = source.assets
+    assert work.roster_of(roster.recipe, source, first).path == "sub-A/sub-A_ses-1_desc-train.nwb"
+    assert work.roster_of(roster.recipe, source, second).path == "sub-A/sub-A_ses-2_desc-train.nwb"
+    train = source.siblings(first)[1]
+    assert train.path == "sub-A/sub-A_ses-1_desc-train.nwb" and work.roster_of(roster.recipe, source, train) is None
+    (tmp_path / "in/sub-A/sub-A_ses-2_desc-train.nwb").unlink()
+    (tmp_path / "in/sub-A/sub-A_ses-1_desc-train_v2.nwb").touch()
+    for asset, count in ((first, "2"), (second, "no")):
+        with pytest.raises(SessionError, match=rf"test.nwb: {count} files beside it fit units.roster"):
+            work.roster_of(roster.recipe, source, asset)
+
+
+def test_another_roster_makes_a_session_anew(roster, nwb, tmp_path):
+    assert set(statuses(prepare(roster)).values()) == {"read"}
+    assert set(statuses(prepare(roster)).values()) == {"kept"}
+    train = tmp_path / "in/sub-A/sub-A_ses-1_desc-train.nwb"
+    os.utime(train)
+    assert set(statuses(prepare(roster)).values()) == {"kept"}
+    nwb("in/sub-A/sub-A_ses-1_desc-train.nwb", trials=40)
+    changed = [file for file, status in statuses(prepare(roster)).items() if status == "read"]
+    assert changed == ["sub-A/sub-A_ses-1_desc-test.nwb", "sub-A/sub-A_ses-1_desc-train.nwb"]
