@@ -195,6 +195,7 @@ class Double:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are two packets, and the second must not wait for the first
     double: Double
 
     def log_message(self, *words) -> None:
