@@ -12,12 +12,11 @@ from data_prep.prepare import REFUSED, PrepareReport
 from data_prep.session import SPLITS, Session
 from data_prep.store import list_sessions, load_session
 from launch.record import Results, read_run
-from launch.table import print_table, print_texts
+from launch.table import as_text, print_table, print_texts
 from sharding.index import ShardIndex
 
 RUN_FILES = ("results.json", "provenance.json", "metrics.csv", "config.yaml")
 MOST_ROWS = 60  # more good files than this are told as a sum
-WIDE = 110  # columns of a terminal that has room for file names beside session names
 KINDS = "a stored session (.h5), a folder of them, a shard root, a checkpoint folder or a run folder"
 
 
@@ -167,12 +166,13 @@ def show_prepared(report: PrepareReport) -> None:
 
 
 def _show_good(rows: list, output: str) -> None:
-    """A row each; on a terminal notes stand below, and a narrow one has no room for the file beside its session."""
+    """A row each; on a terminal notes stand below, and files are left out where they have no room beside sessions."""
     columns = ["file", "status", "session", "units", "spikes", "hours", "note"]
     cells = [[r.file, r.status, r.session, r.units, r.spikes, round(r.seconds / 3600, 3), r.message] for r in rows]
     drawn = sys.stdout.isatty()
-    first = 1 if drawn and shutil.get_terminal_size().columns < WIDE else 0
     last = len(columns) - drawn
+    needed = sum(3 + max(len(as_text(row[n])) for row in [columns, *cells]) for n in range(last))
+    first = 1 if drawn and needed >= shutil.get_terminal_size().columns else 0
     print_table(f"sessions in {output}", columns[first:last], [row[first:last] for row in cells])
     notes = [(row.session, row.message) for row in rows if row.message]
     if drawn and notes:

@@ -1,6 +1,7 @@
 """Real processes that are killed, or that meet in one folder: nothing is lost, redone, doubled or half-written."""
 
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -36,11 +37,11 @@ def started(tmp_path):
     """started(config) is a process that prepares; whatever still runs at the end is killed."""
     running = []
 
-    def start(config: PrepareConfig) -> subprocess.Popen:
+    def start(config: PrepareConfig, **more) -> subprocess.Popen:
         file = tmp_path / f"config-{len(running)}.pickle"
         file.write_bytes(pickle.dumps(config))
         command = [sys.executable, "-c", PROGRAM, str(file)]
-        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more))
         return running[-1]
 
     yield start
@@ -123,10 +124,10 @@ def test_two_files_that_claim_one_id_in_two_processes(config, nwb, started, tmp_
 
 def test_an_interrupt_ends_at_once_and_leaves_nothing_half_written(config, started, tmp_path):
     out = tmp_path / "out"
-    process = started(config)
+    process = started(config, start_new_session=True)
     wait_for(1, out, process)
     began = time.perf_counter()
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process hears of it
     process.wait(timeout=20)
     assert time.perf_counter() - began < 5 and process.returncode != 0
     errors = process.stderr.read()

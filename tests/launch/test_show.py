@@ -2,14 +2,19 @@
 
 import json
 import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from data_prep.prepare import PrepareReport, Row
 from data_prep.store import load_session
 from data_prep.synthetic import SyntheticConfig, write_sessions
 from launch.cli import main
+from launch.show import show_prepared
 from pretrain.checkpoint import Checkpoint, save_checkpoint
 from sharding.statistics import TargetStatistics
 from sharding.vocabulary import Vocabulary
@@ -59,6 +64,64 @@ def test_prepare_tells_what_it_read_and_refused_and_exits_1(made, capsys):
     assert "sub-Ada_ses-CO-01.nwb  kept    synthetic/Ada_CO-01" in out
     assert "broken.nwb  not an HDF5 file" in out.split("refused\n")[1]
     assert "2 files: 0 read, 1 kept, 1 refused" in out
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """terminal(columns): from now on stdout is a terminal of that width."""
+
+    def wide(columns: int) -> None:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("TERM", "dumb")
+
+    return wide
+
+
+def report_of(good: int) -> PrepareReport:
+    """So many sessions of long names, one with a note; and a file refused for a long reason that names long places."""
+    places = ", ".join(f"processing/behavior/A_rather_long_name/cursor_velocity_{n}" for n in range(4))
+    names = [f"sub-Chewie/sub-Chewie_ses-CO-201610{n:02d}_behavior+ecephys.nwb" for n in range(good)]
+    rows = [
+        Row(name, "read", f"perich/Chewie_CO-201610{n:02d}", 96, 1_000_000, 1800.0, recipe="perich")
+        for n, name in enumerate(names)
+    ]
+    rows[0] = replace(rows[0], message="11 units have no spikes; 16809 of 81154 spikes lie outside the domain")
+    bad = "sub-A/bad.nwb"
+    rows.append(Row(bad, "refused", message=f"{bad}: no series at x; choose among {places}", recipe="perich"))
+    return PrepareReport(tuple(rows), "out")
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_what_prepare_tells_fits_a_terminal(terminal, capsys, columns):
+    terminal(columns)
+    show_prepared(report_of(3))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert sum("96  " in line and "1,000,000" in line for line in lines) == 3  # a session is one line
+    text = "\n".join(lines)
+    refused = text.split("refused\n")[1].splitlines()
+    assert refused[0].strip() == "sub-A/bad.nwb" and refused[1].strip().startswith("no series at x; choose among")
+    assert "processing/behavior/A_rather_long_name/cursor_velocity_3" in text  # places are not broken in two
+    assert text.index("perich/Chewie_CO-20161002") < text.index("11 units have no spikes") < text.index("refused\n")
+    assert lines[-1] == "4 files: 3 read, 0 kept, 1 refused; 288 units, 3,000,000 spikes, 1.50 h in out"
+
+
+def test_hundreds_of_sessions_are_told_as_a_sum(terminal, capsys):
+    terminal(80)
+    show_prepared(report_of(300))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"300 files read or kept, each a row in {Path('out') / 'report.json'}" and len(lines) < 15
+    assert "sub-A/bad.nwb" in lines[2] and lines[-1].startswith("301 files: 300 read, 0 kept, 1 refused")
+
+
+def test_recipes_are_summed_apart(capsys):
+    rows = [Row(f"{n}.nwb", "read", f"{name}/{n}", n, 10 * n, 3600.0, recipe=name) for n, name in ((1, "a"), (2, "b"))]
+    rows += [Row("3.nwb", "refused", message="3.nwb: bad; mend it", recipe="b")]
+    show_prepared(PrepareReport(tuple(rows), "out"))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["recipe", "sessions", "units", "spikes", "hours", "read", "kept", "refused"] in lines
+    assert ["a", "1", "1", "10", "1", "1", "0", "0"] in lines and ["b", "1", "2", "20", "1", "1", "0", "1"] in lines
 
 
 def test_dry_run_of_prepare_reads_one_file_and_writes_nothing(made, tmp_path, capsys):
