@@ -80,14 +80,14 @@ def _is(hold: int, path: Path) -> bool:
 def is_verified(path: Path, asset: Asset) -> bool:
     """Whether the file was verified as this asset's before, and is as it was then."""
     mark = read_mark(path)
-    try:
-        told = path.stat()
-    except OSError:
-        return False
-    return mark.get("digest") == asset.digest and (mark.get("size"), mark.get("mtime_ns")) == (
-        told.st_size,
-        told.st_mtime_ns,
-    )
+    return mark.get("digest") == asset.digest and [mark.get("size"), mark.get("mtime_ns")] == _state(path)
+
+
+def _state(path: Path) -> list[int]:
+    """Bytes and newest change, in ns, of a file or a folder of them."""
+    files = [part for part in path.rglob("*") if part.is_file()] if path.is_dir() else [path] if path.exists() else []
+    told = [file.stat() for file in files]
+    return [sum(one.st_size for one in told), max((one.st_mtime_ns for one in told), default=-1)]
 
 
 def read_mark(path: Path) -> dict:
@@ -101,8 +101,8 @@ def read_mark(path: Path) -> dict:
 
 def write_mark(path: Path, asset: Asset, fetched: bool) -> None:
     """Remember that a file is the asset's, and whether we put it there."""
-    told = path.stat()
-    mark = {"digest": asset.digest, "size": told.st_size, "mtime_ns": told.st_mtime_ns, "fetched": fetched}
+    size, modified = _state(path)
+    mark = {"digest": asset.digest, "size": size, "mtime_ns": modified, "fetched": fetched}
     fresh = _mark(path).with_suffix(".new")
     fresh.write_text(json.dumps(mark), encoding="utf-8")
     os.replace(fresh, _mark(path))

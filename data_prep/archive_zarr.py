@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from dandi.dandiapi import BaseRemoteZarrAsset, RemoteZarrEntry
 from zarr_checksum.tree import ZarrChecksumTree
 
-from data_prep.archive_fetch import check_status, disk_told, partial_path, write_mark
-from data_prep.archive_http import Trouble, as_trouble, patiently
+from data_prep.archive_fetch import check_status, disk_told, partial_path, read_mark, write_mark
+from data_prep.archive_http import Trouble, as_trouble, patiently, told_of
 from data_prep.errors import SessionError
 from data_prep.source import ArchiveConfig, Asset
 
@@ -19,7 +19,8 @@ AT_ONCE = 8  # entries fetched at a time: they are many and small, so that waiti
 
 def fetch_zarr(remote: BaseRemoteZarrAsset, asset: Asset, path: Path, config: ArchiveConfig, owner: str = "") -> None:
     """Bring a zarr asset to its final name; entries that an earlier run fetched stay. Raises SessionError."""
-    entries = list(remote.iterfiles())
+    with told_of(asset.path, remote.client):
+        entries = list(remote.iterfiles())
     partial = partial_path(path, asset, owner)
     size, found = sum(entry.size for entry in entries), _checksum(entries)
     if (size, found) != (asset.size, asset.digest):
@@ -29,7 +30,7 @@ def fetch_zarr(remote: BaseRemoteZarrAsset, asset: Asset, path: Path, config: Ar
         )  # fmt: skip
     with disk_told(asset, path):
         if path.is_dir() and all(_is_whole(path, entry) for entry in entries):
-            return write_mark(path, asset, fetched=False)
+            return write_mark(path, asset, fetched=bool(read_mark(path).get("fetched")))
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for done in [pool.submit(_fetch_entry, entry, asset, partial, config) for entry in entries]:
                 done.result()

@@ -1,5 +1,7 @@
 """Assets fetched into a cache: byte for byte or not at all, whatever happens on the way."""
 
+import errno
+import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -264,6 +266,20 @@ def test_processes_that_meet_fetch_it_once(double, tmp_path):
     assert double.bytes_of(BYTES) == SIZE
 
 
+def test_where_the_file_system_has_no_locks_each_process_has_its_own_unfinished_file(double, tmp_path, monkeypatch):
+    def unable(hold, kind):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unable)
+    source = listed(double, tmp_path)
+    double.rules += [Rule(BYTES, cut(100_000)), Rule(BYTES, status(503), times=9)]
+    with pytest.raises(SessionError, match="answers 503"):
+        read(source)
+    assert [name for name in cached(tmp_path) if name.endswith(f"-{os.getpid()}.part")]
+    double.rules.clear()
+    assert read(source) == BLOB
+
+
 # Zarr
 
 ENTRIES = {".zgroup": b'{"zarr_format": 2}', "units/spike_times/0": BLOB[:5000], "units/.zattrs": b"{}", "a/b": b"x"}
@@ -295,6 +311,25 @@ def test_a_zarr_asset_becomes_a_folder_with_every_entry(zarr, tmp_path):
     with source.opened(source.assets[0]) as folder:
         assert content(folder) == ENTRIES
     assert len(zarr.log) == asked
+
+
+def test_an_embargoed_zarr_asset_takes_the_token_along_the_archives_own_redirects(zarr, tmp_path, monkeypatch):
+    zarr.token = "secret"
+    monkeypatch.setenv(zarr.variable, "secret")
+    source = listed(zarr, tmp_path)
+    with source.opened(source.assets[0]) as folder:
+        assert content(folder) == ENTRIES
+    assert 301 in {asked.status for asked in zarr.log}
+    assert {asked.token for asked in zarr.requests_of(BYTES)} == {""}
+
+
+def test_a_changed_entry_of_a_zarr_folder_is_fetched_anew(zarr, tmp_path):
+    source = listed(zarr, tmp_path)
+    with source.opened(source.assets[0]) as folder:
+        pass
+    (folder / "units/.zattrs").write_bytes(b"{ }")
+    with source.opened(source.assets[0]) as folder:
+        assert content(folder) == ENTRIES
 
 
 def test_entries_fetched_before_are_not_fetched_again(zarr, tmp_path):
