@@ -10,6 +10,8 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
 import time
@@ -22,7 +24,7 @@ from data_prep.recipe import Recipe
 from data_prep.store import FORMAT, Stored, describe, list_sessions, session_path
 
 HIDDEN = ".prepare"
-ABANDONED_S = 24 * 3600  # where the file system has no locks, a run this old is dead
+ABANDONED_S = 24 * 3600  # where no lock tells, a run that has written nothing for so long is dead
 
 
 def key_of(digest: str, recipe: Recipe, roster: str = "") -> str:
@@ -58,7 +60,7 @@ class Shelf:
         with contextlib.ExitStack() as stack:
             with self.locked():
                 _sweep(self.folder)
-                staging = Path(tempfile.mkdtemp(prefix="run-", dir=hidden))
+                staging = Path(tempfile.mkdtemp(prefix=_mine(), dir=hidden))
                 alive = stack.enter_context(open(staging / "alive", "a"))
                 _hold(alive)
             stack.callback(shutil.rmtree, staging, ignore_errors=True)
@@ -136,12 +138,20 @@ def _hold(stream) -> bool | None:
 
 
 def _sweep(folder: Path) -> None:
+    """Remove what dead runs left; another machine's only when it is old, for some file systems lock within one machine."""
+    old = time.time() - ABANDONED_S
     for run in (folder / HIDDEN).glob("run-*"):
-        with contextlib.suppress(OSError), open(run / "alive", "a") as stream:
-            held = _hold(stream)
-            if held or (held is None and run.stat().st_mtime < time.time() - ABANDONED_S):
-                shutil.rmtree(run, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            busy = run.stat().st_mtime > old  # a folder's time is that of the last file made or removed in it
+            with open(run / "alive", "a") as stream:
+                held = _hold(stream)
+                if held is not False and (not busy or (held and run.name.startswith(_mine()))):
+                    shutil.rmtree(run, ignore_errors=True)
     for path in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
-            if path.stat().st_mtime < time.time() - ABANDONED_S:
+            if path.stat().st_mtime < old:
                 path.unlink()
+
+
+def _mine() -> str:
+    return f"run-{re.sub('[^A-Za-z0-9]', '-', platform.node())}_"

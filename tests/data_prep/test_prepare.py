@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import data_prep.shelf as shelf
 import data_prep.work as work
 from data_prep.errors import ConfigError, RecipeError, SessionError
 from data_prep.prepare import PrepareConfig, prepare, preview
@@ -235,6 +236,23 @@ def test_a_full_disk_leaves_nothing_half_written(nwb, config, tmp_path):
     assert "small/Ada_a: cannot be written to" in lines[0] and "File too large" in lines[0] and "make room" in lines[0]
     assert seen(tmp_path / "out") == ["report.json", "small__Ada_b.h5"]
     assert len(load_session(tmp_path / "out/small__Ada_b.h5").spikes.time) == 2
+
+
+def test_what_dead_runs_left_is_swept(nwb, config, tmp_path):
+    """One of this machine at once, one of another machine after a day of silence: its lock may not reach here."""
+    nwb("in/a.nwb")
+    hidden, mine = tmp_path / "out/.prepare", shelf._mine()
+    for name in (f"{mine}dead", f"{mine}alive", "run-elsewhere_new", "run-elsewhere_old"):
+        (hidden / name).mkdir(parents=True)
+        (hidden / name / "small__Ada_a.h5").write_bytes(b"half")
+    for path in (hidden / "run-elsewhere_old", tmp_path / "out/.x.h5.1.tmp", tmp_path / "out/.y.h5.1.tmp"):
+        path.touch()
+        os.utime(path, (0, 0) if path.name != ".y.h5.1.tmp" else None)
+    with open(hidden / f"{mine}alive/alive", "a") as stream:
+        assert shelf._hold(stream)
+        prepare(config)
+    assert sorted(path.name for path in hidden.iterdir()) == sorted(["lock", f"{mine}alive", "run-elsewhere_new"])
+    assert [path.name for path in (tmp_path / "out").glob(".*.tmp")] == [".y.h5.1.tmp"]
 
 
 def test_one_file_as_source(nwb, config, tmp_path):
