@@ -3,6 +3,7 @@
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,27 +12,35 @@ from data_prep.behaviour import find_signals
 from data_prep.checks import check_session
 from data_prep.domain import find_domain
 from data_prep.errors import SessionError
-from data_prep.nwb import read_recording
+from data_prep.readers import opened_recording
 from data_prep.recipe import PhaseRecipe, Recipe, check_recipe
 from data_prep.recording import Recording
 from data_prep.repairs import repair
 from data_prep.session import Intervals, Session, Signal
 from data_prep.signals import marked, outliers
+from data_prep.source import RemoteFile
 from data_prep.splits import split_domain
 from data_prep.trials import Trials, find_phase, find_trials
 from data_prep.unit_table import find_units, keep_units
 
 
-def read_session(path: Path, recipe: Recipe) -> Session:
-    """The session a recipe sees in an NWB file, checked; raises SessionError or RecipeError in one line."""
-    check_recipe(recipe)
-    return assemble(read_recording(path, recipe), recipe)
-
-
 @contextlib.contextmanager
-def opened_session(file: Path, recipe: Recipe, roster: Path | None = None) -> Iterator[Session]:
-    """The session a recipe sees in a file, while that is open."""
-    yield read_session(file, recipe)
+def opened_session(
+    file: Path | RemoteFile, recipe: Recipe, roster: Path | RemoteFile | None = None
+) -> Iterator[Session]:
+    """The session a recipe sees in a file, checked, while that is open; raises SessionError or RecipeError in one line.
+
+    `roster` is the file whose units these are (recipe.units.roster). Spikes of a large session stay on disk.
+    """
+    check_recipe(recipe)
+    with opened_recording(file, recipe, roster) as recording:
+        yield assemble(recording, recipe)
+
+
+def read_session(file: Path | RemoteFile, recipe: Recipe, roster: Path | RemoteFile | None = None) -> Session:
+    """The same, whole in memory and the file closed."""
+    with opened_session(file, recipe, roster) as session:
+        return replace(session, spikes=session.spikes.whole())
 
 
 def assemble(recording: Recording, recipe: Recipe) -> Session:

@@ -116,6 +116,10 @@ class Spikes:
         for first in range(0, len(self), at_most):
             yield self.time[first : first + at_most], self.unit[first : first + at_most]
 
+    def whole(self) -> "Spikes":
+        """The same, with both arrays in memory."""
+        return Spikes(np.asarray(self.time[:]), np.asarray(self.unit[:]))
+
     def before(self, time: np.ndarray) -> np.ndarray:
         """How many spikes (n,) come before each of the times (n,)."""
         return np.searchsorted(self.time, time)

@@ -1,6 +1,7 @@
 """Session <-> one HDF5 file: written under a hidden name and renamed when whole, read without pickle."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from data_prep.session import Intervals, Session, Signal, Spikes, Units
 
 FORMAT = 1
 SUFFIX = ".h5"
+_LONGEST_NAME = 160  # of 255 that file systems allow: hidden names add to it
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,11 @@ class Stored:
 
 
 def session_path(session_id: str, folder: Path) -> Path:
-    """Where a session of that id is stored; the name cannot leave the folder."""
-    return Path(folder) / (re.sub(r"[^A-Za-z0-9._+-]", "-", session_id.replace("/", "__")).lstrip(".-") + SUFFIX)
+    """Where a session of that id is stored; the name cannot leave the folder, and a long id is cut to a digest of it."""
+    name = re.sub(r"[^A-Za-z0-9._+-]", "-", session_id.replace("/", "__")).lstrip(".-")
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[: _LONGEST_NAME - 17]}-{hashlib.sha256(session_id.encode()).hexdigest()[:16]}"
+    return Path(folder) / (name + SUFFIX)
 
 
 def list_sessions(folder: Path) -> list[Path]:
