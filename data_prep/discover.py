@@ -7,19 +7,48 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.assembly import read_session
+from data_prep.assembly import opened_session
 from data_prep.discover_mends import MENDS
 from data_prep.discover_signals import Signals, find_signals
 from data_prep.discover_spikes import HIPPOCAMPUS, FoundSpikes, find_spikes
+from data_prep.discover_survey import Survey, surveyed
 from data_prep.discover_text import Remarks, as_yaml
 from data_prep.discover_trials import ENOUGH, FoundTrials, find_trials_words
 from data_prep.errors import MendableError
-from data_prep.nwb_survey import Survey, surveyed
 from data_prep.recipe import Recipe, SplitsRecipe
 from data_prep.session import SPLITS, Session
 
 TRIES = 12  # mends of a proposal that its own file refuses
 SHORTEST_BLOCK_S = 4.0  # blocks are no shorter where there is time for five of them
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a recipe makes of a file, without the arrays."""
+
+    units: int
+    spikes: int
+    primary: tuple[str, str, int] | None  # the first signal: name, unit of measure, columns
+    phases: tuple[str, ...]
+    seconds: float  # of the domain
+    stretches: int
+    splits: dict[str, float]  # seconds of each
+    notes: tuple[str, ...]
+
+    @staticmethod
+    def of(session: Session) -> "Outcome":
+        """The outcome that a session is."""
+        signal = next(iter(session.signals.values()), None)
+        return Outcome(
+            units=len(session.units),
+            spikes=len(session.spikes),
+            primary=(signal.name, signal.unit_of_measure, signal.value.shape[1]) if signal else None,
+            phases=tuple(session.phases),
+            seconds=session.domain.seconds,
+            stretches=len(session.domain),
+            splits={name: session.splits[name].seconds for name in SPLITS},
+            notes=tuple(filter(None, session.provenance.get("notes", "").splitlines())),
+        )
 
 
 @dataclass(frozen=True)
@@ -30,16 +59,19 @@ class Proposal:
     remarks: Remarks = field(default_factory=dict)  # path within the recipe -> sentences
     blocks: SplitsRecipe = field(default_factory=SplitsRecipe)  # how it would be split by time
     head: tuple[str, ...] = ()
-    session: Session | None = None  # what the recipe makes of the file; None where the file refuses it
+    outcome: Outcome | None = None  # what the recipe makes of the file; None where the file refuses it
     refusal: str = ""  # the last refusal, "" where the file was read
 
     @property
     def told(self) -> str:
         """In half a line, what came of it."""
-        if self.session is None:
+        if self.outcome is None:
             return f"its own file refuses it ({self.refusal})"
         unsure = sum(text.startswith("unsure") for texts in self.remarks.values() for text in texts)
-        return f"it reads its own file; {_count(unsure, 'remark says', 'remarks say')} what it is unsure about"
+        doubts = (
+            f"{_count(unsure, 'remark says', 'remarks say')} what it is unsure about" if unsure else "nothing is unsure"
+        )
+        return f"it reads its own file; {doubts}"
 
     def text(self) -> str:
         """Commented YAML for `spikeloom prepare`."""
@@ -115,9 +147,11 @@ def _named(survey: Survey, recipe: Recipe, remarks: Remarks) -> Recipe:
     """How sessions are called: by what the file says of itself, else by its name."""
     if survey.session_id.strip():
         remarks["session"] = [f"sessions are named by session_id, here {survey.session_id.strip()[:60]!r}"]
-    elif survey.identifier.strip() and not re.fullmatch(r"[0-9a-f-]{32,36}", survey.identifier.strip(), re.I):
+    elif re.fullmatch(r"[^\n]{1,60}", name := survey.identifier.strip()) and not re.fullmatch(
+        r"[0-9a-f-]{32,36}", name, re.I
+    ):
         recipe = replace(recipe, session="identifier")
-        remarks["session"] = [f"there is no session_id; the identifier is {survey.identifier.strip()[:60]!r}"]
+        remarks["session"] = [f"there is no session_id; the identifier is {name!r}"]
     else:
         recipe = replace(recipe, session="file")
         remarks["session"] = ["there is no session_id, and the identifier is no name"]
@@ -164,11 +198,12 @@ def _repaired(survey: Survey, signals: Signals, trials: FoundTrials, recipe: Rec
 
 
 def _tried(draft: Proposal, path: Path) -> Proposal:
-    """The proposal after as many mends as its own file asks for; with the session, or with the refusal."""
+    """The proposal after as many mends as its own file asks for; with the outcome, or with the refusal."""
     refusal = ""
     for _ in range(TRIES):
         try:
-            session = read_session(path, draft.recipe)
+            with opened_session(path, draft.recipe) as session:
+                outcome = Outcome.of(session)
         except MendableError as error:
             refusal = str(error)
             mended = _mended(draft, refusal)
@@ -176,9 +211,9 @@ def _tried(draft: Proposal, path: Path) -> Proposal:
                 return replace(draft, refusal=refusal)
             draft = mended
             continue
-        better = _better_split(draft, session)
+        better = _better_split(draft, outcome)
         if better is None:
-            return _lowered(replace(draft, session=session))
+            return _lowered(replace(draft, outcome=outcome))
         draft = better
     return replace(draft, refusal=refusal)
 
@@ -204,11 +239,11 @@ def _still_there(remarks: Remarks, recipe: Recipe) -> Remarks:
     return {key: texts for key, texts in remarks.items() if not gone(key)}
 
 
-def _better_split(draft: Proposal, session: Session) -> Proposal | None:
+def _better_split(draft: Proposal, outcome: Outcome) -> Proposal | None:
     """Blocks instead of trials where a split comes out all but empty, and as many as the time allows; None if all is well."""
-    recipe, total = draft.recipe, session.domain.seconds
-    poorest = min(session.splits[name].seconds for name in SPLITS)
-    enough = min(10.0, 0.04 * total)
+    recipe, total = draft.recipe, outcome.seconds
+    poorest = min(outcome.splits.values())
+    enough = min(10.0, 0.02 * total)
     if poorest >= enough:
         return None
     told = f"by {recipe.splits.by} the smallest split would hold {poorest:.1f} s of {total:.0f} s"
@@ -224,7 +259,7 @@ def _better_split(draft: Proposal, session: Session) -> Proposal | None:
 
 def _lowered(draft: Proposal) -> Proposal:
     """min_train_s at half of a short file's training time, so that a somewhat shorter one is read too."""
-    train = draft.session.splits["train"].seconds
+    train = draft.outcome.splits["train"]
     half = float(int(train / 2))
     if half >= draft.recipe.min_train_s:
         return draft
@@ -245,23 +280,19 @@ def _head(survey: Survey, spikes: FoundSpikes, signals: Signals, trials: FoundTr
     lines += [f"Seen: {text}." for text in (spikes.seen, *signals.seen, trials.seen)]
     if signals.passed_over:
         lines.append(f"Passed over: {_grouped(signals.passed_over)}.")
-    session = tried.session
-    if session is None:
+    made = tried.outcome
+    if made is None:
         return [f"REFUSED by its own file: {tried.refusal}", *lines]
-    units = _count(len(session.units), "unit", "units")
-    each = ", ".join(f"{name} {session.splits[name].seconds:.0f} s" for name in SPLITS)
-    signal = next(iter(session.signals.values()), None)
-    primary = (
-        f"; primary signal {signal.name}, {signal.value.shape[1]} columns in {signal.unit_of_measure or 'no unit'}"
-        if signal
-        else "; no signal, so a session of spikes only"
-    )
+    each = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in made.splits.items())
+    primary = "no signal, so a session of spikes only"
+    if made.primary:
+        name, unit, dims = made.primary
+        primary = f"primary signal {name}, {_count(dims, 'column', 'columns')} in {unit or 'no unit'}"
     lines.append(
-        f"Tried on it: {units}, {len(session.spikes):,} spikes{primary}; domain "
-        f"{session.domain.seconds:.0f} s in {_count(len(session.domain), 'stretch', 'stretches')}; {each}."
+        f"Tried on it: {_count(made.units, 'unit', 'units')}, {made.spikes:,} spikes; {primary}; domain "
+        f"{made.seconds:.0f} s in {_count(made.stretches, 'stretch', 'stretches')}; {each}."
     )
-    notes = [note for note in session.provenance.get("notes", "").splitlines() if note]
-    return [*lines, *([f"Noted: {'; '.join(notes)}."] if notes else [])]
+    return [*lines, *([f"Noted: {'; '.join(made.notes)}."] if made.notes else [])]
 
 
 def _grouped(passed: list[tuple[str, str]]) -> str:

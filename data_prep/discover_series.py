@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from data_prep.discover_survey import SeriesFacts, Survey
 from data_prep.discover_words import BORED, SPATIAL, Meaning, meaning
 from data_prep.errors import SessionError
 from data_prep.measure import factor, per_second, split_unit
-from data_prep.nwb_survey import SeriesFacts, Survey
 from data_prep.signals import covered, differentiate
 
 SLOWEST, FASTEST = 5.0, 2100.0  # Hz of behaviour

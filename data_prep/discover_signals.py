@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from data_prep.discover_series import HAND, Candidate, FoundSeries, Measure, agreement, find_series, measure
+from data_prep.discover_survey import SeriesFacts, Survey
 from data_prep.discover_text import Remarks
 from data_prep.discover_words import SPATIAL, signal_name
 from data_prep.measure import factor
-from data_prep.nwb_survey import SeriesFacts, Survey
 from data_prep.recipe import PhaseRecipe, SignalRecipe
 
 LIMITS = "a fifth to five times of what is seen here: a cm/mm swap falls outside"

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from data_prep.discover_survey import SeriesFacts, Survey
 from data_prep.discover_words import COUNTS, POWER, tally, words
 from data_prep.errors import SessionError
-from data_prep.nwb_survey import SeriesFacts, Survey
 from data_prep.recipe import UnitsRecipe
 
 _AREAS = r"M1|PMd|PMv|S1|SMA|FEF|LIP|PPC|AIP|area ?2|area ?5|DMFC|dlPFC|PFC|OFC|ACC|ALM|V1|V4|MT|IT|CA1|CA3|DG|MEC|STR|thalamus"
@@ -55,7 +55,7 @@ def _score(one: SeriesFacts) -> float:
     if not known.size or known.min() < 0 or (known != np.round(known)).any() or known.max() == known.min():
         return 0.0
     hz = one.rate or _hz(one)
-    fitting = (hz >= 5 or one.rated) + (known.max() < 500)
+    fitting = (hz >= 5 or (one.rate > 0)) + (known.max() < 500)
     return fitting * (3.0 * bool(named & COUNTS) + (one.columns > 10))
 
 

@@ -1,6 +1,5 @@
 """A Recipe and remarks by path -> commented YAML: what differs from the defaults, with what was seen beside each line."""
 
-import json
 import re
 import textwrap
 from dataclasses import fields, is_dataclass
@@ -58,7 +57,7 @@ def _entry(name: str, value, path: str, remarks: Remarks, indent: str) -> list[s
     inner = [key for key in _below(remarks, path) if key != path]
     flat = f"{indent}{_scalar(name)}: {_flow(value)}"
     if not isinstance(value, dict) or not value or (not inner and len(flat) <= _INLINE and "." in path):
-        beside = own[0] if len(own) == 1 and len(flat) + len(own[0]) + 3 <= _WIDTH else ""
+        beside = _clean(own[0]) if len(own) == 1 and len(flat) + len(own[0]) + 3 <= _WIDTH else ""
         above = [] if beside else [line for text in own for line in _comment(text, indent)]
         return [*above, flat + (f" # {beside}" if beside else "")]
     lines = [line for text in own for line in _comment(text, indent)] + [f"{indent}{_scalar(name)}:"]
@@ -86,10 +85,13 @@ def _about(key: str, path: str, text: str) -> str:
 
 
 def _comment(text: str, indent: str) -> list[str]:
-    clean = "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
     return textwrap.wrap(
-        clean, _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}#   ", break_on_hyphens=False
+        _clean(text), _WIDTH, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}#   ", break_on_hyphens=False
     ) or [f"{indent}#"]
+
+
+def _clean(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def _flow(value) -> str:
@@ -109,4 +111,11 @@ def _scalar(value) -> str:
         return str(value)
     if _PLAIN.fullmatch(value) and value == value.strip() and value.lower() not in _WORDS:
         return value
-    return json.dumps(value, ensure_ascii=True)  # a YAML reader takes JSON's quotes
+    return '"' + "".join(map(_escaped, value)) + '"'
+
+
+def _escaped(letter: str) -> str:
+    """A letter between double quotes; what does not print is escaped, so that no control code reaches a terminal."""
+    if letter in '"\\':
+        return "\\" + letter
+    return letter if letter.isprintable() else f"\\U{ord(letter):08x}"

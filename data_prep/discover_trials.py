@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from data_prep.discover_survey import Survey
 from data_prep.discover_words import tally, words
 from data_prep.errors import MendableError
 from data_prep.expression import passes
-from data_prep.nwb_survey import Survey
 from data_prep.recipe import DomainRecipe, Moment, PhaseRecipe, SplitsRecipe, TrialsRecipe
 
 GOOD_WORDS = {

@@ -39,7 +39,7 @@ def _discover(config: DiscoverConfig) -> int:
         with atomic(output, output.name) as stream:
             stream.write(found.text().encode())
         print(f"wrote {output}: {found.told}")
-    return 0 if found.session else 1
+    return 0 if found.outcome else 1
 
 
 def _plan_discover(config: DiscoverConfig) -> list[str]:

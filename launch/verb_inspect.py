@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.assembly import read_session
+from data_prep.assembly import opened_session
 from data_prep.errors import ConfigError
 from data_prep.recipe import Recipe
 from data_prep.session import SPLITS, Session, Signal
@@ -42,12 +42,19 @@ def inspect(config: InspectConfig) -> Path:
     if config.recipe is None and path.suffix != ".h5":
         do = "say recipe=FILE.yaml (spikeloom discover proposes one), or give a stored session"
         raise ConfigError(config.path, "not a stored session (.h5)", do)
-    session = load_session(path) if config.recipe is None else read_session(path, config.recipe)
+    if config.recipe is None:
+        _shown(load_session(path), picture)
+    else:
+        with opened_session(path, config.recipe) as session:
+            _shown(session, picture)
+    return picture
+
+
+def _shown(session: Session, picture: Path) -> None:
     show_facts(session)
     with atomic(picture, picture.name) as stream:
         stream.write(session_png(session))
     print(f"picture: {picture}")
-    return picture
 
 
 def show_facts(session: Session) -> None:
@@ -67,7 +74,7 @@ def show_facts(session: Session) -> None:
             ["spikes in the domain", int(count.sum())],
             ["silent units", silent],
             ["domain", f"{session.domain.seconds / 3600:.3f} h, {_stretches(len(session.domain))}"],
-            ["from, to (s)", f"{first:.3f}, {last:.3f}"],
+            ["from, to (s)", f"{round(first, 3) + 0.0:.3f}, {last:.3f}"],
             ["trials", len(session.trials)],
             ["good trials", None if good is None else int(np.sum(good))],
             ["trial columns", ", ".join(session.trial_columns)],
