@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import data_prep.prepare as stage
 import data_prep.shelf as shelf
 import data_prep.work as work
 from data_prep.errors import ConfigError, RecipeError, SessionError
@@ -191,6 +193,25 @@ def test_a_file_that_changes_while_it_is_read_is_refused(nwb, config, tmp_path, 
     monkeypatch.setattr(work, "save_session", meddled)
     assert "it changed while it was read" in prepare(config).rows[0].message
     assert seen(tmp_path / "out") == ["report.json"]
+
+
+def deadly(task, job):
+    if job.asset.path == "b.nwb":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work.carry_out(task, job)
+
+
+def test_a_worker_that_dies_is_one_refused_row(nwb, config, tmp_path, monkeypatch):
+    """As the kernel kills one when memory runs out; what was stored of an earlier version of its file goes too."""
+    for name in ("a", "b", "c"):
+        nwb(f"in/{name}.nwb")
+    prepare(replace(config, files=["b.nwb"], recipe=replace(config.recipe, loss_weights={"hold": 0.1})))
+    monkeypatch.setattr(stage, "carry_out", deadly)
+    report = prepare(replace(config, workers=2))
+    assert statuses(report) == {"a.nwb": "read", "b.nwb": "refused", "c.nwb": "read"}
+    assert report.rows[1].message.startswith("b.nwb: the process that read it died (signal 9); most likely the memory")
+    assert stored(tmp_path / "out") == ["small__Ada_a.h5", "small__Ada_c.h5"]
+    assert seen(tmp_path / "out") == ["report.json", "small__Ada_a.h5", "small__Ada_c.h5"]
 
 
 def test_a_fault_of_ours_is_told_with_its_trace(nwb, config, tmp_path, monkeypatch):
