@@ -65,7 +65,7 @@ def _plan(config) -> list[str]:
         place, files = place_of(config, member), there(config, member)
         wanted = len(member.sessions) + len(member.held_out)
         if files is None:
-            version = f"{member.recipe.dandiset}/{member.recipe.version or 'latest'}"
+            version = f"{member.recipe.dandiset}/{member.recipe.version or 'draft'}"
             place = f"dandiset {version} of the archive {config.archive.instance}"
         elif place:
             place = f"{place}, where {len(files)} of {wanted} files are"
