@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from data_prep.errors import ConfigError
 from data_prep.prepare import PrepareConfig, prepare, preview
 from data_prep.source import ArchiveConfig
-from data_prep.store import describe, list_sessions
+from data_prep.store import describe, list_sessions, load_session
 from tests.data_prep.archive_double import VERSION, Double
 
 NEXT = "0.260202.0000"
@@ -73,3 +74,19 @@ def test_a_dry_run_tells_which_version_it_would_read(double, config, tmp_path):
     assert "makes session small/Ada_sub-Ada_ses-" in text.replace("Ada-ses", "Ada_ses") and not list_sessions(tmp_path)
     with pytest.raises(ConfigError, match="subjects: no file in .* is of sub-Bea"):
         preview(replace(config, subjects=["Bea"]))
+
+
+def test_streamed_sessions_are_the_same_and_say_so(double, config, tmp_path):
+    fetched = prepare(config)
+    streaming = replace(config, output=str(tmp_path / "streamed"), archive=replace(config.archive, stream=True))
+    report = prepare(streaming)
+    assert statuses(report) == ["read"] * 3 and all(row.streamed for row in report.rows)
+    assert [row.digest for row in report.rows] == [row.digest for row in fetched.rows]
+    assert not list(tmp_path.glob("streamed.downloads"))
+    for one, other in zip(list_sessions(tmp_path / "out"), list_sessions(tmp_path / "streamed")):
+        here, there = load_session(one), load_session(other)
+        assert there.provenance["streamed"] == "yes" and here.provenance["streamed"] == "no"
+        assert np.array_equal(here.spikes.time, there.spikes.time) and here.units == there.units
+        assert np.array_equal(here.signals["cursor_vel"].value, there.signals["cursor_vel"].value)
+    double.log.clear()
+    assert statuses(prepare(streaming)) == ["kept"] * 3 and not double.requests_of("download|blobs")
