@@ -1,6 +1,7 @@
 """Corpora: what the shipped ones list, and what becomes of sessions that are there, missing or damaged."""
 
 import json
+import re
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,7 +14,7 @@ from data_prep.recipe import Recipe
 from data_prep.store import list_sessions, load_session
 from launch.config import load
 from pretrain.train import PretrainConfig
-from tests.data_prep.layouts import flint, makin
+from tests.data_prep.layouts import flint, makin, perich
 
 
 def listed(corpus: CorpusConfig, held_out: bool) -> dict[str, list[str]]:
@@ -59,6 +60,26 @@ def test_pretraining_leaves_out_exactly_what_the_corpora_hold_out(shipped):
                     subject = name.split("_")[0].removeprefix("sub-")
                     identity = f"{recipe}/{subject}_{name.replace('_', '-')}"
                     assert any(fnmatchcase(identity, pattern) for pattern in training.exclude) == held_out, identity
+
+
+def test_ids_of_real_names_are_left_out_of_pretraining_where_the_corpus_holds_them_out(shipped, tmp_path):
+    kept, held_out = (
+        "sub-C_ses-CO-20160909",
+        ["sub-C_ses-CO-20161013", "sub-T_ses-CO-20130819", "sub-T_ses-RT-20130820"],
+    )
+    for name in (kept, *held_out):
+        subject, task, day = re.fullmatch(r"sub-(\w)_ses-(\w\w)-(\d+)", name).groups()
+        perich.write(
+            tmp_path / "000688" / f"sub-{subject}" / f"{name}_behavior+ecephys.nwb", task, subject=subject, day=day
+        )
+    output = str(tmp_path / "out")
+    report = prepare_corpus(replace(shipped["poyo_mp"], root=str(tmp_path), output=output, workers=0))
+    assert (len(report.ids(held_out=False)), len(report.ids(held_out=True))) == (1, 3)
+    assert len(report.missing) == 111 - 4
+    training = load(PretrainConfig, "pretrain/poyo_mp.yaml", [])
+    for held in (False, True):
+        for identity in report.ids(held_out=held):
+            assert any(fnmatchcase(identity, pattern) for pattern in training.exclude) == held, identity
 
 
 def test_pretraining_on_the_corpora_is_the_papers_recipe_otherwise():

@@ -46,11 +46,18 @@ def reaches(task: str = "CO") -> Reaches:
     return Reaches(start, np.full(len(start), 0.7), 6 * np.stack([np.cos(angle), np.sin(angle)], axis=1))
 
 
-def write(path: Path, task: str = "CO", scale: float = 1.0, acceleration: bool = True, subject: str = "C") -> Path:
+def write(
+    path: Path,
+    task: str = "CO",
+    scale: float = 1.0,
+    acceleration: bool = True,
+    subject: str = "C",
+    day: str = "20160909",
+) -> Path:
     """The file of a session; `scale` multiplies what is stored (10: somebody wrote millimetres)."""
-    label = f"sub-{subject}_ses-{task}-20160909"
+    label = f"sub-{subject}_ses-{task}-{day}"
     what = {"CO": "Center-out delayed reaching task", "RT": "Random target reaching task"}[task]
-    file = nwb_file(label, subject, "2016-09-09", experiment_description=what, lab="Miller")
+    file = nwb_file(label, subject, f"{day[:4]}-{day[4:6]}-{day[6:]}", experiment_description=what, lab="Miller")
     moved, seconds = reaches(task), (CO_TRIALS * CO_STEP if task == "CO" else RT_TRIALS * RT_STEP) + 2.0
     _add_behaviour(file, moved, seconds, scale, acceleration)
     add_trials(file, _center_out() if task == "CO" else _random_target())
