@@ -39,7 +39,7 @@ def session_png(session: Session) -> bytes:
     """The picture of a session as the bytes of a PNG file."""
     with matplotlib.rc_context(LOOK):
         png = io.BytesIO()
-        FigureCanvasAgg(_paint(session)).print_png(png, metadata={"Software": None})
+        FigureCanvasAgg(paint_session(session)).print_png(png, metadata={"Software": None})
     return png.getvalue()
 
 
@@ -63,7 +63,8 @@ def _axes(figure: Figure, left: float, top: float, width: float, height: float, 
     return figure.add_axes((left / wide, 1 - (top + height) / tall, width / wide, height / tall), sharex=sharex)
 
 
-def _paint(session: Session) -> Figure:
+def paint_session(session: Session) -> Figure:
+    """The picture as a Figure, to be drawn under LOOK."""
     rate = rates(session)
     every = list(panels(session, rate))
     right = sum(height for _, height, _ in every) + PANEL_GAP * (len(every) - 1)

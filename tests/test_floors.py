@@ -97,7 +97,7 @@ OURS = {
 DOORS = {
     "numpy": ("*",),
     "rich": ("*",),
-    "pynwb": ("data_prep/nwb*.py", "data_prep/synthetic.py", "data_prep/discover.py"),
+    "pynwb": ("data_prep/nwb*.py", "data_prep/synthetic.py"),
     "hdmf": ("data_prep/nwb*.py",),
     "hdmf_zarr": ("data_prep/nwb*.py",),
     "scipy": ("data_prep/matlab*.py",),
@@ -106,7 +106,7 @@ DOORS = {
     "remfile": ("data_prep/archive*.py",),
     "dandischema": ("data_prep/archive*.py",),  # comes with dandi: its etags
     "zarr_checksum": ("data_prep/archive*.py",),  # comes with dandi: its checksums of zarr
-    "h5py": tuple(f"data_prep/{name}.py" for name in ("nwb*", "synthetic", "discover", "store", "matlab*")),
+    "h5py": tuple(f"data_prep/{name}.py" for name in ("nwb*", "synthetic", "store", "matlab*")),
     "pyarrow": ("sharding/index.py", "sharding/tables.py", "sharding/writer.py"),
     "webdataset": ("sharding/writer.py", "sharding/loader.py"),
     "torch": ("pretrain/*", "sharding/batch.py", "sharding/pack.py", "sharding/loader.py", "launch/bench*.py"),

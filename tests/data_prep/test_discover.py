@@ -51,7 +51,7 @@ LAYOUTS = {  # module -> layout -> the same
     },
     "link": {"link": ("finger_vel", "flexion units/s"), "link_old": ("finger_vel", "flexion units/s")},
     "falcon": {
-        "falcon_m1": ("emg", "a.u."),
+        "falcon_m1": ("emg", "mV"),
         "falcon_m2": ("finger_vel", "AU"),
         "falcon_h1": ("open_loop_kinematics_velocity", "arbitrary/s"),
         "falcon_h2": None,
