@@ -13,7 +13,8 @@ from data_prep.checks import check_session
 from data_prep.domain import find_domain
 from data_prep.errors import SessionError
 from data_prep.readers import opened_recording
-from data_prep.recipe import PhaseRecipe, Recipe, check_recipe
+from data_prep.recipe import PhaseRecipe, Recipe
+from data_prep.recipe_check import check_recipe
 from data_prep.recording import Recording
 from data_prep.repairs import repair
 from data_prep.session import Intervals, Session, Signal

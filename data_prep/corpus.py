@@ -7,7 +7,8 @@ from pathlib import Path
 
 from data_prep.errors import ConfigError, MendableError
 from data_prep.prepare import REFUSED, PrepareConfig, Row, prepare
-from data_prep.recipe import Recipe, check_recipe
+from data_prep.recipe import Recipe
+from data_prep.recipe_check import check_recipe
 from data_prep.source import ArchiveConfig, pattern_of
 from data_prep.store import atomic
 

@@ -11,7 +11,8 @@ from data_prep.errors import ConfigError, SessionError
 from data_prep.nwb import look
 from data_prep.part import Part, part_of
 from data_prep.pool import Died, answers
-from data_prep.recipe import Recipe, check_recipe
+from data_prep.recipe import Recipe
+from data_prep.recipe_check import check_recipe
 from data_prep.report import KEPT, READ, REFUSED, PrepareReport, Row, write_report
 from data_prep.session import Session
 from data_prep.shelf import Shelf

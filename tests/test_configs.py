@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from data_prep.corpus import CorpusConfig
-from data_prep.recipe import Recipe, check_recipe
+from data_prep.recipe import Recipe
+from data_prep.recipe_check import check_recipe
 from launch.config import load, to_yaml
 from launch.fields import schema_of
 from pretrain.evaluate import EvaluateConfig
