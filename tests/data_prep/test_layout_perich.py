@@ -9,7 +9,9 @@ import pytest
 
 from data_prep.assembly import read_session
 from data_prep.errors import SessionError
+from data_prep.nwb import read_recording
 from data_prep.recipe import Recipe
+from data_prep.repairs import aborted_before_target
 from data_prep.session import Intervals, Session
 from launch.config import load
 from tests.data_prep.layouts import perich
@@ -100,6 +102,22 @@ def test_trials_go_from_target_to_target_and_only_good_ones_are_valid(center_out
     stop[-1] = perich.CO_STEP * VALID[-1] + 1.9 + 1.0  # nor has the last trial a next one
     assert np.allclose(center_out.trials.stop[valid], stop)
     assert len(center_out.trials) == perich.CO_TRIALS - len(SKIPPED) and np.sum(~valid) == len(INVALID)
+
+
+def test_a_trial_aborted_before_its_target_ends_the_one_before(file, repository):
+    """Its target_on_time becomes a second after the stop above it, its own stop if that is earlier, or its start if
+    nothing is above it; known times stay."""
+    recording = read_recording(file, recipe(repository, "000688_co"))
+    table = {
+        "start_time": np.array([1.0, 5.0, 8.0, 9.2, 12.0]),
+        "stop_time": np.array([2.0, 7.0, 8.5, 11.0, 14.0]),
+        "target_on_time": np.array([np.nan, 5.5, np.nan, np.nan, 12.5]),
+    }
+    mended = aborted_before_target(replace(recording, tables={"trials": table}))
+    assert mended.tables["trials"]["target_on_time"].tolist() == [1.0, 5.5, 8.0, 9.5, 12.5]
+    late = {**table, "start_time": table["start_time"] + [0, 0, -0.6, 0, 0], "stop_time": table["stop_time"] - 0.6}
+    shown = aborted_before_target(replace(recording, tables={"trials": late})).tables["trials"]["target_on_time"]
+    assert shown[2] == min(6.4 + 1, 7.9)
 
 
 def test_phases_of_a_reach(center_out):
