@@ -11,9 +11,11 @@ import pytest
 from data_prep.corpus import CorpusConfig, MemberConfig, check_corpus, place_of, prepare_corpus
 from data_prep.errors import ConfigError
 from data_prep.recipe import Recipe
+from data_prep.source import ArchiveConfig
 from data_prep.store import list_sessions, load_session
 from launch.config import load
 from pretrain.train import PretrainConfig
+from tests.data_prep.archive_double import VERSION, Double
 from tests.data_prep.layouts import flint, makin, perich
 
 
@@ -175,6 +177,28 @@ def test_a_dandiset_without_a_folder_is_fetched_unless_that_is_switched_off(corp
     assert place_of(replace(corpus, fetch=False), perich) == ""
     assert place_of(corpus, corpus.members[0]) == str(Path(corpus.root) / "makin")
     assert place_of(replace(corpus, root="nowhere"), corpus.members[0]) == ""  # it is on no archive
+
+
+def test_of_an_archive_only_the_listed_files_are_fetched(nwb, recipe, tmp_path):
+    double = Double()
+    paths = [f"sub-A/sub-A_ses-{day}_behavior+ecephys.nwb" for day in (1, 2, 3)]
+    for day, path in enumerate(paths):
+        double.add(path, nwb(f"made/{day}.nwb", session_id=f"day{day}").read_bytes())
+    double.publish()
+    member = MemberConfig(
+        recipe=replace(recipe, dandiset="000001", version=VERSION),
+        file="**/{}_behavior+ecephys.nwb",
+        sessions=["sub-A_ses-2", "sub-A_ses-9"],
+    )
+    with double.serving():
+        archive = ArchiveConfig(instance=f"{double.base}/api", timeout_s=5.0, retries=2, backoff_s=0.01)
+        config = CorpusConfig(name="far", output=str(tmp_path / "out"), workers=0, archive=archive, members=[member])
+        report = prepare_corpus(config)
+        fetched = {asked.path for asked in double.requests_of("blobs")}
+        gone = prepare_corpus(replace(config, members=[replace(member, sessions=["sub-A_ses-9"])]))
+    assert report.ids(held_out=False) == ["small/Ada_day1"] and len(fetched) == 1
+    assert [one.name for one in report.missing] == ["sub-A_ses-9"]
+    assert "none of 3 files" in gone.missing[0].why and gone.exit_code == 1
 
 
 @pytest.mark.parametrize(
