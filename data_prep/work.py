@@ -136,7 +136,7 @@ class _Work:
             self._refuse_changed(file)
         status = READ if self.task.shelf.place(staged, session.id, [*self.job.own, *self._renamed(session)]) else KEPT
         told = session.provenance
-        notes = "; ".join(told["notes"].splitlines())
+        notes = "; ".join(told.get("notes", "").splitlines())
         counts = len(session.units), len(session.spikes), session.domain.seconds
         streamed = told["streamed"] == "yes"
         return Row(self.asset.path, status, session.id, *counts, notes, digest=told["digest"], streamed=streamed)
@@ -149,7 +149,7 @@ class _Work:
             if told.get("key") != key_of(digest, self.task.recipe, roster) or not self._same_name(one):
                 continue
             self.task.shelf.remove([other for other in self.job.own if other.path != one.path])
-            notes = "; ".join(told["notes"].splitlines())
+            notes = "; ".join(told.get("notes", "").splitlines())
             counts = one.units, one.spikes, one.seconds
             streamed = told.get("streamed") == "yes"
             return Row(self.asset.path, KEPT, one.id, *counts, notes, digest=told["digest"], streamed=streamed)
