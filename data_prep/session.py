@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+_PART = 1 << 20  # spikes of a large session that are in memory at a time
 SPLITS = ("train", "valid", "test")
 
 
@@ -98,7 +99,10 @@ class Units:
 
 @dataclass(frozen=True)
 class Spikes:
-    """All spikes of a session: time (S,) float64 s, sorted; unit (S,) uint32 row of Units."""
+    """All spikes of a session: time (S,) float64 s, sorted; unit (S,) uint32 row of Units.
+
+    Of a large session both are arrays on disk, read when they are sliced: use `parts` and `before` instead of the whole.
+    """
 
     time: np.ndarray
     unit: np.ndarray
@@ -111,7 +115,7 @@ class Spikes:
         """Times of the first and the last spike, s; there must be one."""
         return float(self.time[0]), float(self.time[-1])
 
-    def parts(self, at_most: int = 1 << 20) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def parts(self, at_most: int = _PART) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(time, unit) of consecutive runs of at most so many spikes; what data_prep reads instead of the whole."""
         for first in range(0, len(self), at_most):
             yield self.time[first : first + at_most], self.unit[first : first + at_most]
@@ -122,7 +126,10 @@ class Spikes:
 
     def before(self, time: np.ndarray) -> np.ndarray:
         """How many spikes (n,) come before each of the times (n,)."""
-        return np.searchsorted(self.time, time)
+        if isinstance(self.time, np.ndarray):
+            return np.searchsorted(self.time, time)
+        parts = (self.time[first : first + _PART] for first in range(0, len(self), _PART))
+        return sum((np.searchsorted(part, time) for part in parts), np.zeros(len(time), dtype=np.int64))
 
 
 @dataclass(frozen=True)

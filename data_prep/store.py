@@ -108,7 +108,8 @@ def _refuse_namesake(path: Path, session: Session) -> None:
 
 
 def _write(file: h5py.File, session: Session) -> None:
-    arrays = {"spikes/time": session.spikes.time, "spikes/unit": session.spikes.unit}
+    _write_spikes(file, session.spikes)
+    arrays = {}
     for name, signal in session.signals.items():
         arrays |= {f"signals/{name}/{part}": getattr(signal, part) for part in ("time", "value", "valid")}
     intervals = {
@@ -135,10 +136,20 @@ def _write(file: h5py.File, session: Session) -> None:
         "eval_phases": session.eval_phases,
         "target_scale": session.target_scale,
         "provenance": session.provenance,
-        "totals": {"units": len(session.units), "spikes": len(session.spikes.time), "seconds": session.domain.seconds},
+        "totals": {"units": len(session.units), "spikes": len(session.spikes), "seconds": session.domain.seconds},
     }
     file["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     file.attrs["spikeloom_session"] = FORMAT
+
+
+def _write_spikes(file: h5py.File, spikes: Spikes) -> None:
+    """Both arrays contiguous, part by part: those of a large session are never whole in memory."""
+    time = file.create_dataset("spikes/time", (len(spikes),), np.float64)
+    unit = file.create_dataset("spikes/unit", (len(spikes),), np.uint32)
+    done = 0
+    for times, units in spikes.parts():
+        here = slice(done, done + len(times))
+        time[here], unit[here], done = times, units, here.stop
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ from data_prep.recording import Recording
 from data_prep.session import Spikes, Units
 from data_prep.spikes import in_order_of_time
 
-_CLOSE_S = 1e-4  # no neuron fires twice in so short a time: one spike written twice, or two neurons in one unit
 _FEW_FALLS = 20  # a clock is reset so often at most; spike times that fall back more often are merely unsorted
 
 
@@ -40,9 +39,8 @@ def keep_units(recording: Recording, recipe: UnitsRecipe) -> Recording:
 def find_units(recording: Recording, recipe: UnitsRecipe) -> tuple[Units, Spikes, list[str]]:
     """The unit table, all spikes in order of time, and what was noticed; raises SessionError."""
     where, columns, count, notes = recording.name, recording.unit_columns, recording.spikes.count, []
-    falls, close = _faults(recording.spikes)
-    _refuse_resets(where, falls, count)
-    spikes, unsorted = in_order_of_time(where, recording.spikes)
+    spikes, faults = in_order_of_time(where, recording.spikes)
+    _refuse_resets(where, faults.falls, count)
     missing = np.array(recording.missing or np.zeros(len(count)), dtype=bool)
     table = Units(
         id=tuple(column(f"{where} units", columns, recipe.id_column).astype(str).tolist()),
@@ -52,10 +50,10 @@ def find_units(recording: Recording, recipe: UnitsRecipe) -> tuple[Units, Spikes
         held_out=_held_out(where, columns, recipe.held_out),
         missing=recording.missing if missing.any() else (),
     )
-    if unsorted:
+    if unsorted := int(np.sum(faults.falls > 0)):
         notes.append(f"spike times of {unsorted} units were not sorted")
-    if close:
-        notes.append(f"{close} spikes come less than 0.1 ms after one of the same unit (kept)")
+    if faults.close:
+        notes.append(f"{faults.close} spikes come less than 0.1 ms after one of the same unit (kept)")
     if silent := int(np.sum((count == 0) & ~missing)):
         notes.append(f"{silent} units have no spikes")
     if missing.any():
@@ -71,16 +69,6 @@ def _held_out(where: str, columns: dict[str, np.ndarray], name: str) -> tuple[bo
     """Which units the dandiset withholds in its test files; () where none is, or nothing says so."""
     withheld = truths(f"{where} units {name}", columns[name]) if name in columns else np.zeros(0, dtype=bool)
     return tuple(withheld.tolist()) if withheld.any() else ()
-
-
-def _faults(trains) -> tuple[np.ndarray, int]:
-    """How often the times of each unit fall back (U,), and how many spikes of one unit are closer than 0.1 ms."""
-    falls, close = np.zeros(len(trains), dtype=np.int64), 0
-    for unit, time in enumerate(trains.trains()):
-        step = np.diff(time)
-        falls[unit] = np.sum(step < 0)
-        close += int(np.sum((np.diff(np.sort(time)) if falls[unit] else step) < _CLOSE_S))
-    return falls, close
 
 
 def _refuse_resets(where: str, falls: np.ndarray, count: np.ndarray) -> None:
