@@ -1,6 +1,7 @@
 """A Session -> one picture of it: the whole recording at a glance, some seconds of spikes and signals, and distributions."""
 
 import io
+from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
@@ -30,7 +31,8 @@ LOOK = STYLE | {
 SPLIT_COLOURS = {"train": "#b9c4cf", "valid": PALETTE[3], "test": PALETTE[0]}
 DIMENSION_COLOURS = (PALETTE[0], PALETTE[2], PALETTE[1])
 PHASE_TINTS = ("#fbf0d0", "#d9e9f7", "#e6f2e3", "#f1e7f6", "#fae5de", "#eceef1")
-OUTSIDE, SHOWN = "#f3f4f6", PALETTE[2]
+FEW_SECONDS = 120.0  # a recording shorter than that is shown in seconds
+OUTSIDE, SHOWN = "#eff1f3", PALETTE[2]
 QUIET = ("invalid", "outlier", "random")  # phases that are no part of a good trial: grey
 MOST_SIGNALS, MOST_LINES = 3, 3
 
@@ -94,7 +96,7 @@ def _head(figure: Figure, session: Session) -> None:
         "" if session.paradigm == "unknown" else session.paradigm.replace("_", " "),
         f"{len(session.units):,} {'unit' if len(session.units) == 1 else 'units'}",
         f"{len(session.spikes):,} spikes",
-        f"{session.domain.seconds / 60:.1f} min",
+        _lasting(session.domain),
         f"{len(session.trials):,} trials{good}" if len(session.trials) else "no trials",
     ]
     place = EDGE / WIDTH
@@ -105,43 +107,75 @@ def _head(figure: Figure, session: Session) -> None:
 # ------------------------------------------------------------------------------------------------ the whole recording
 
 
+@dataclass(frozen=True)
+class _Clock:
+    """Time on the overview: minutes since the beginning, or seconds where there are few of them."""
+
+    first: float
+    last: float
+
+    @property
+    def unit(self) -> tuple[float, str]:
+        return (60.0, "minutes") if self.last - self.first >= FEW_SECONDS else (1.0, "seconds")
+
+    def at(self, time):
+        return (time - self.first) / self.unit[0]
+
+    def bars(self, intervals: Intervals) -> list[tuple[float, float]]:
+        return [(self.at(start), self.at(stop) - self.at(start)) for start, stop in intervals]
+
+
 def _paint_overview(figure: Figure, session: Session, shown: tuple[float, float]) -> None:
-    """Population rate, and below it splits and trials, over the whole recording in minutes."""
-    first, last = extent(session)
-    edges = np.linspace(first, last, 601)
-    rate = np.diff(session.spikes.before(edges)) / np.diff(edges) / max(len(session.units), 1)
+    """Population rate, and below it splits and trials, over the whole recording."""
+    clock = _Clock(*extent(session))
     width = WIDTH - LEFT - EDGE
     upper = _axes(figure, LEFT, OVERVIEW_TOP, width, RATE_HEIGHT)
     lower = _axes(figure, LEFT, OVERVIEW_TOP + RATE_HEIGHT, width, BANDS_HEIGHT)
-    minutes = (edges[:-1] - first) / 60
-    upper.fill_between(minutes, rate, step="post", color=RULE, linewidth=0)
-    upper.step(minutes, rate, where="post", color=MUTED, linewidth=0.7)
-    high = max(float(np.percentile(rate, 99.5)) * 1.25, 1e-3)
-    upper.set_ylim(0, high)
-    upper.locator_params(axis="y", nbins=3)
-    upper.set_ylabel("Hz a unit")
-    upper.set_title("whole recording")
-    upper.tick_params(axis="x", length=0, labelbottom=False)
-    upper.spines["bottom"].set_visible(False)
-    gaps = Intervals.of([(first, last)]).difference(session.domain)
-    for axes, top in ((upper, high), (lower, 2.2)):
-        axes.set_xlim(0, max((last - first) / 60, 1e-6))
-        axes.broken_barh(_minutes(gaps, first), (0, top), color=OUTSIDE, linewidth=0, zorder=0)
-        box = ((shown[0] - first) / 60, 0), (shown[1] - shown[0]) / 60, top
-        axes.add_patch(Rectangle(*box, facecolor=to_rgba(SHOWN, 0.18), edgecolor="none", zorder=4))
-    for name in SPLITS:
-        lower.broken_barh(_minutes(session.splits[name], first), (1.2, 0.65), color=SPLIT_COLOURS[name], linewidth=0)
-    _paint_trials(lower, session, first)
-    lower.set_ylim(0, 2.2)
-    lower.set_yticks([1.52, 0.57], ["splits", "trials"])
-    lower.tick_params(axis="y", length=0)
-    lower.spines["left"].set_visible(False)
-    lower.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10]))
-    lower.set_xlabel("minutes", labelpad=1)
-    handles = [Patch(color=SPLIT_COLOURS[name], label=_split_label(session, name)) for name in SPLITS]
+    _paint_rate(upper, session, clock)
+    _paint_bands(lower, session, clock)
+    gaps = Intervals.of([(clock.first, clock.last)]).difference(session.domain)
+    part = shown[1] - shown[0] < 0.95 * (clock.last - clock.first)
+    for axes in (upper, lower):
+        top = axes.get_ylim()[1]
+        axes.set_xlim(0, max(clock.at(clock.last), 1e-6))
+        axes.broken_barh(clock.bars(gaps), (0, top), color=OUTSIDE, linewidth=0, zorder=0)
+        if part:
+            bar = clock.bars(Intervals.of([shown]))
+            axes.broken_barh(bar, (0, top), color=to_rgba(SHOWN, 0.18), linewidth=0, zorder=4)
+    handles = [Patch(color=SPLIT_COLOURS[name], label=f"{name} {_lasting(session.splits[name])}") for name in SPLITS]
     handles += [Patch(color=OUTSIDE, label="outside the domain")] if gaps.seconds > 0.5 else []
-    handles += [Patch(color=to_rgba(SHOWN, 0.25), label="shown below")]
+    handles += [Patch(color=to_rgba(SHOWN, 0.25), label="shown below")] if part else []
     _legend(upper, handles=handles, ncols=len(handles))
+
+
+def _lasting(intervals: Intervals) -> str:
+    seconds = intervals.seconds
+    return f"{seconds / 60:.1f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def _paint_rate(axes, session: Session, clock: _Clock) -> None:
+    edges = np.linspace(clock.first, clock.last, 601)
+    rate = np.diff(session.spikes.before(edges)) / np.diff(edges) / max(len(session.units), 1)
+    axes.fill_between(clock.at(edges[:-1]), rate, step="post", color=RULE, linewidth=0)
+    axes.step(clock.at(edges[:-1]), rate, where="post", color=MUTED, linewidth=0.7)
+    axes.set_ylim(0, max(float(np.percentile(rate, 99.5)) * 1.25, 1e-3))
+    axes.locator_params(axis="y", nbins=3)
+    axes.set_ylabel("Hz a unit")
+    axes.set_title("whole recording")
+    axes.tick_params(axis="x", length=0, labelbottom=False)
+    axes.spines["bottom"].set_visible(False)
+
+
+def _paint_bands(axes, session: Session, clock: _Clock) -> None:
+    for name in SPLITS:
+        axes.broken_barh(clock.bars(session.splits[name]), (1.2, 0.65), color=SPLIT_COLOURS[name], linewidth=0)
+    _paint_trials(axes, session, clock)
+    axes.set_ylim(0, 2.2)
+    axes.set_yticks([1.52, 0.57], ["splits", "trials"])
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10]))
+    axes.set_xlabel(clock.unit[1], labelpad=1)
 
 
 def _legend(axes, **words) -> None:
@@ -154,12 +188,7 @@ def _inches(axes) -> float:
     return axes.get_position().height * axes.figure.get_size_inches()[1]
 
 
-def _split_label(session: Session, name: str) -> str:
-    minutes = session.splits[name].seconds / 60
-    return f"{name} {minutes:.1f} min"
-
-
-def _paint_trials(axes, session: Session, first: float) -> None:
+def _paint_trials(axes, session: Session, clock: _Clock) -> None:
     if not len(session.trials):
         axes.text(0.004, 0.57, "none", color=MUTED, va="center", transform=axes.get_yaxis_transform())
         return
@@ -168,11 +197,7 @@ def _paint_trials(axes, session: Session, first: float) -> None:
     for good, colour in ((False, "#c3c9d0"), (True, "#4a5058")):
         chosen = Intervals(session.trials.start[valid == good], session.trials.stop[valid == good])
         parts = Intervals.of(part for trial in chosen for part in session.domain.intersection(Intervals.of([trial])))
-        axes.broken_barh(_minutes(parts, first), (0.25, 0.65), facecolor=colour, edgecolor="white", linewidth=edge)
-
-
-def _minutes(intervals: Intervals, first: float) -> list[tuple[float, float]]:
-    return [((start - first) / 60, (stop - start) / 60) for start, stop in intervals]
+        axes.broken_barh(clock.bars(parts), (0.25, 0.65), facecolor=colour, edgecolor="white", linewidth=edge)
 
 
 # ------------------------------------------------------------------------------------------------ some seconds

@@ -57,8 +57,6 @@ def _paint_rates(axes, session: Session, rate: np.ndarray) -> None:
     silent = int(np.sum(rate == 0))
     told = [f"median {np.median(active):.2g} Hz"] * bool(len(active)) + [f"{silent} silent"] * bool(silent)
     _corner(axes, ", ".join(told))
-    if 1 < len(colours) <= 5:
-        axes.legend(loc="upper left", handlelength=0.8, borderaxespad=0, labelspacing=0.2)
 
 
 def _corner(axes, text: str) -> None:
@@ -70,7 +68,7 @@ def _plain_logs(axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     low, high = axes.get_xlim()
-    if high / max(low, 1e-12) < 30:
+    if high / max(low, 1e-12) < 100:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
 
 
