@@ -206,7 +206,9 @@ def _timing(time: np.ndarray, value: np.ndarray, period: bool) -> Timing:
     positive = step[step > 0]
     hz = float(1 / np.median(positive)) if len(positive) else 0.0
     falls, repeats = int(np.sum(step < 0)), int(np.sum(step == 0))
-    ordered = np.unique(time[: len(value)][np.isfinite(value).all(axis=1)])
+    there = np.ones(len(time), dtype=bool)  # of a long series only the beginning is looked at
+    there[: len(value)] = np.isfinite(value).all(axis=1)
+    ordered = np.unique(time[there])
     tried = []
     for gap in GAPS:
         parts = covered(ordered, gap)

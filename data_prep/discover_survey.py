@@ -13,7 +13,7 @@ from data_prep.nwb_direct import damage_told
 from data_prep.nwb_layout import OTHER, REFERENCES, Column, NwbFile, StoredSeries, Table
 from data_prep.nwb_tables import columns, ends_of, ids, of_electrodes, regions
 
-_SAMPLES = 20_000_000  # numbers of a series that are looked at, at most: 160 MB
+_SAMPLES = 4_000_000  # numbers of a series that are looked at, at most: 32 MB
 _LOOK = 20_000  # samples at each of a few places where a long series is only looked into
 
 
