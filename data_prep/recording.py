@@ -1,7 +1,7 @@
 """Recording: the raw pieces of one file, in the file's order and clock, before anything is judged or cut."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -90,3 +90,13 @@ class Recording:
     masks: dict[str, Intervals] = field(default_factory=dict)  # phase -> where its true/false series is true
     provenance: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()  # what a person should hear of, one sentence each
+
+    def with_units(self, keep: np.ndarray) -> "Recording":
+        """The recording with the units that the mask (U,) names."""
+        chosen = {key: getattr(self, key) for key in ("region", "electrode", "missing", "observed")}
+        return replace(
+            self,
+            spikes=self.spikes.kept(keep),
+            unit_columns={name: values[keep] for name, values in self.unit_columns.items()},
+            **{key: tuple(value for value, kept in zip(values, keep) if kept) for key, values in chosen.items()},
+        )

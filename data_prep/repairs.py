@@ -147,7 +147,7 @@ def clock_reset(recording: Recording) -> Recording:
     keep = np.array([len(at) == resets or count == 0 for at, count in zip(falls, recording.spikes.count)], dtype=bool)
     dropped = () if keep.all() else (f"{int(np.sum(~keep))} units without matching resets dropped",)
     if resets == 0:
-        mended = recording if keep.all() else _with_units(recording, keep)
+        mended = recording if keep.all() else recording.with_units(keep)
         return replace(mended, notes=(*mended.notes, *dropped)) if dropped else mended
     series_block = {name: _blocks(recording.name, name, one, resets) for name, one in recording.series.items()}
     trains = recording.spikes.kept(keep)
@@ -162,29 +162,12 @@ def clock_reset(recording: Recording) -> Recording:
     series = {name: replace(one, time=one.time + shift[series_block[name]]) for name, one in recording.series.items()}
     note = f"clock reset {resets} times: later blocks moved to {PAUSE_S:g} s after the one before"
     return replace(
-        _with_units(recording, keep),
+        recording.with_units(keep),
         spikes=trains.changed(lambda time: time + shift[_blocks_of(time)]),
         series=series,
         observed=_observed(recording, keep, shift, resets),
         tables={**recording.tables, "trials": trials},
         notes=(*recording.notes, note, *dropped),
-    )
-
-
-def _with_units(recording: Recording, keep: np.ndarray) -> Recording:
-    """The recording with the units that the mask (U,) names."""
-
-    def chosen(one: tuple) -> tuple:
-        return tuple(value for value, kept in zip(one, keep) if kept)
-
-    return replace(
-        recording,
-        spikes=recording.spikes.kept(keep),
-        unit_columns={name: values[keep] for name, values in recording.unit_columns.items()},
-        region=chosen(recording.region),
-        electrode=chosen(recording.electrode),
-        missing=chosen(recording.missing),
-        observed=chosen(recording.observed),
     )
 
 

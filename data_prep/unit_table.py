@@ -25,15 +25,8 @@ def keep_units(recording: Recording, recipe: UnitsRecipe) -> Recording:
         return recording
     if not keep.any():
         raise SessionError(where, f"none of its {len(keep)} units is kept", "look at units.keep and units.min_spikes")
-    rows = np.flatnonzero(keep)
-    per_unit = {key: getattr(recording, key) for key in ("region", "electrode", "missing", "observed")}
-    return replace(
-        recording,
-        spikes=recording.spikes.kept(keep),
-        unit_columns={name: values[keep] for name, values in recording.unit_columns.items()},
-        notes=(*recording.notes, f"{int(np.sum(~keep))} of {len(keep)} units left out by the recipe"),
-        **{key: tuple(values[row] for row in rows) if values else () for key, values in per_unit.items()},
-    )
+    note = f"{int(np.sum(~keep))} of {len(keep)} units left out by the recipe"
+    return replace(recording.with_units(keep), notes=(*recording.notes, note))
 
 
 def find_units(recording: Recording, recipe: UnitsRecipe) -> tuple[Units, Spikes, list[str]]:
