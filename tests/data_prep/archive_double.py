@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 from zarr_checksum.tree import ZarrChecksumTree
 
 DANDISET, VERSION = "000001", "0.260101.0000"
+STALL_S = 20.0  # a stalled server gives up by itself then
 TIME = "2026-01-01T00:00:00+00:00"
 
 
@@ -242,7 +243,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(body[k : k + (1 << 16)])
                 yield min(k + (1 << 16), len(body))
         if answer.stall_at is not None:
-            self.double.closing.wait(20)
+            self.double.closing.wait(STALL_S)
         if ends:
             self.close_connection = True
 

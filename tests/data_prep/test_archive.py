@@ -13,7 +13,7 @@ from dandi import consts, utils
 from data_prep.errors import ConfigError, MendableError, SessionError
 from data_prep.recipe import Recipe
 from data_prep.source import ArchiveConfig, Source, open_source
-from tests.data_prep.archive_double import VERSION, Double, Rule, cut, html, stall, status
+from tests.data_prep.archive_double import STALL_S, VERSION, Double, Rule, cut, html, stall, status
 
 QUICK = ArchiveConfig(timeout_s=1.0, retries=3, backoff_s=0.01, wait_s=3.0)
 RECIPE = Recipe(name="small", dandiset="000001", version=VERSION)
@@ -194,12 +194,16 @@ def test_a_list_is_asked_for_again_after_a_fault(double, tmp_path, page, fault):
 
 def test_a_stalled_list_is_asked_for_again(double, tmp_path):
     double.rules += [Rule("page=2", stall(100))]
+    began = time.monotonic()
     assert [asset.path for asset in opened(double, tmp_path, config=replace(QUICK, timeout_s=0.4)).assets] == PATHS
+    assert time.monotonic() - began < STALL_S
 
 
 def test_an_instance_that_stalls_at_its_first_answer_is_asked_again(double, tmp_path):
     double.rules += [Rule("server-info", stall(10))]
+    began = time.monotonic()
     assert [asset.path for asset in opened(double, tmp_path, config=replace(QUICK, timeout_s=0.4)).assets] == PATHS
+    assert time.monotonic() - began < STALL_S
 
 
 @pytest.mark.parametrize(

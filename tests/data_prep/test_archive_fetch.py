@@ -18,7 +18,7 @@ import pytest
 from data_prep.errors import SessionError
 from data_prep.recipe import Recipe
 from data_prep.source import ArchiveConfig, Source, open_source
-from tests.data_prep.archive_double import VERSION, Double, Rule, cut, flip, html, no_range, stall, status
+from tests.data_prep.archive_double import STALL_S, VERSION, Double, Rule, cut, flip, html, no_range, stall, status
 
 QUICK = ArchiveConfig(timeout_s=1.0, retries=3, backoff_s=0.01, wait_s=3.0)
 SIZE = 300_000
@@ -110,7 +110,9 @@ def test_a_range_that_is_not_the_one_asked_for_starts_again(double, tmp_path):
 )
 def test_a_fault_on_the_way_leaves_no_trace_in_the_file(double, tmp_path, fault):
     double.rules += [Rule(BYTES, fault)]
+    began = time.monotonic()
     assert read(listed(double, tmp_path, replace(QUICK, timeout_s=0.5))) == BLOB
+    assert time.monotonic() - began < STALL_S
     assert len(double.requests_of(BYTES)) == 2
 
 
