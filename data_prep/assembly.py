@@ -21,7 +21,7 @@ from data_prep.session import Intervals, Session, Signal
 from data_prep.signals import marked, outliers
 from data_prep.source import RemoteFile
 from data_prep.splits import split_domain
-from data_prep.trials import Trials, find_phase, find_trials
+from data_prep.trials import Trials, check_clock, find_phase, find_trials
 from data_prep.unit_table import find_units, keep_units
 
 
@@ -54,6 +54,7 @@ def assemble(recording: Recording, recipe: Recipe) -> Session:
     signals, told = find_signals(recording, recipe, name, spikes.extent)
     notes += told
     trials = find_trials(f"{where} trials", recipe.trials, recording.tables.get(recipe.trials.table, {}))
+    check_clock(f"{where} trials", trials, spikes.extent)
     notes += trials.notes
     domain, told = find_domain(recording, recipe, signals, spikes.extent)
     notes += told

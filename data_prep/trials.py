@@ -93,6 +93,19 @@ def _refuse_resets(where: str, start: np.ndarray, stop: np.ndarray) -> None:
         )
 
 
+def check_clock(where: str, trials: Trials, spikes_s: tuple[float, float]) -> None:
+    """Raise SessionError where trials are told in milliseconds; `spikes_s` is first and last spike, s."""
+    if len(trials.start) < 2:
+        return
+    late, first, last = trials.start > spikes_s[1], trials.start[0] / 1000, trials.start[-1] / 1000
+    if late.mean() > 0.5 and spikes_s[0] - 60 <= first and last <= spikes_s[1] + 60:
+        raise SessionError(
+            where,
+            f"{int(late.sum())} of {len(late)} start after the last spike at {spikes_s[1]:g} s: milliseconds, it seems",
+            "add trials.factors {start_time: 0.001, stop_time: 0.001}, and every other time in ms",
+        )
+
+
 def find_phase(where: str, recipe: PhaseRecipe, trials: Trials, last_trial_s: float) -> Intervals:
     """Intervals of one phase over all trials that have it."""
     missing = {named(moment) for moment in (recipe.start, recipe.stop)} - set(trials.columns)

@@ -391,6 +391,24 @@ def test_trial_columns_of_every_kind(read):
     }
 
 
+def test_trials_in_milliseconds_are_named_and_read_with_the_factors_it_takes(many, tmp_path, recipe):
+    times = ("start_time", "stop_time", "go_cue_time")
+    path = tmp_path / "ms.nwb"
+    path.write_bytes(many.read_bytes())
+    with h5py.File(path, "r+") as file:
+        for name in times:
+            file[f"intervals/trials/{name}"][:] *= 1000
+    line = refused(read_session, path, recipe)
+    assert (
+        "47 of 48 start after the last spike at 99.9501 s" in line and "milliseconds, it seems; add trials.factors" in line
+    )
+    factors = dict.fromkeys(times, 0.001)
+    mended = read_session(path, replace(recipe, trials=replace(recipe.trials, factors=factors)))
+    truth = read_session(many, recipe)
+    assert np.allclose(mended.trials.start, truth.trials.start, atol=1e-9)
+    assert np.allclose(list(mended.phases["reach"]), list(truth.phases["reach"]), atol=1e-9)
+
+
 def test_a_column_of_words_holds_no_times(read):
     assert "holds text" in refused(read, phases={"kind": PhaseRecipe(Moment("kind"))})
 
