@@ -184,7 +184,9 @@ def _repaired(survey: Survey, signals: Signals, trials: FoundTrials, recipe: Rec
         why.append(f"{signals.falls} sample times lie before the one above")
     if signals.repeats or (signals.falls and not resets):
         repairs.append("drop_repeated_timestamps")
-        why.append(f"{signals.repeats} sample times are repeated")
+        why.append(
+            f"{signals.repeats} sample times are repeated" if signals.repeats else "times once sorted may be equal"
+        )
     if trials.overlaps and not (resets and trials.falls):
         why.append(
             f"unsure: {trials.overlaps} trials start before the one above has ended (drop_overlapping_trials drops them)"
@@ -292,6 +294,8 @@ def _head(survey: Survey, spikes: FoundSpikes, signals: Signals, trials: FoundTr
         f"Tried on it: {_count(made.units, 'unit', 'units')}, {made.spikes:,} spikes; {primary}; domain "
         f"{made.seconds:.0f} s in {_count(made.stretches, 'stretch', 'stretches')}; {each}."
     )
+    if empty := [name for name, seconds in made.splits.items() if not seconds]:
+        lines.append(f"unsure: there is too little for {' and '.join(empty)}, which come out empty.")
     return [*lines, *([f"Noted: {'; '.join(made.notes)}."] if made.notes else [])]
 
 

@@ -203,8 +203,8 @@ def _is_period(one: SeriesFacts, extent: tuple[float, float]) -> bool:
 
 def _timing(time: np.ndarray, value: np.ndarray, period: bool) -> Timing:
     step = np.diff(time)
-    positive = step[step > 0]
-    hz = float(1 / np.median(positive)) if len(positive) else 0.0
+    moved = np.abs(step[step != 0])  # backwards too: times that only fall have a rate
+    hz = float(1 / np.median(moved)) if len(moved) else 0.0
     falls, repeats = int(np.sum(step < 0)), int(np.sum(step == 0))
     there = np.ones(len(time), dtype=bool)  # of a long series only the beginning is looked at
     there[: len(value)] = np.isfinite(value).all(axis=1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pynwb import TimeSeries
 
 from data_prep.assembly import read_session
 from data_prep.discover import Proposal, discover
@@ -250,6 +251,59 @@ def test_epochs_of_the_task_are_kept_to(nwb):
     found = discover(nwb(change=epochs))
     assert found.recipe.domain.epochs == "'task' in tags"
     assert found.outcome.seconds == pytest.approx(60, abs=0.1)
+
+
+def test_series_that_are_no_behaviour_are_passed_over_with_a_reason(nwb):
+    time = np.arange(6000) / 50
+    wave = np.stack([np.sin(time), np.cos(time)], axis=1)
+
+    def oddities(file):
+        def add(name, data, unit="cm", **clock):
+            file.add_acquisition(TimeSeries(name=name, data=data, unit=unit, **(clock or {"rate": 50.0})))
+
+        add("empty_pos", np.zeros((0, 2)))
+        add("missing_vel", np.full((100, 2), np.nan))
+        add("still_pos", np.ones((6000, 2)))
+        add("slow_pos", wave[::500], rate=0.1)
+        add("wide_pos", np.random.default_rng(0).normal(size=(100, 64)))
+        add("words", ["a", "b"], timestamps=[0.0, 1.0])
+        add("lost_time_pos", wave, timestamps=np.where(time == 0.1, np.nan, time))
+        add("hand vel # 1", 30 * wave, unit="cm/s", timestamps=time)
+
+    found = discover(nwb(change=oddities, position=False, velocity=False))
+    assert found.outcome.primary == ("hand_vel", "cm/s", 2) and list(found.recipe.signals) == ["hand_vel"]
+    assert found.recipe.signals["hand_vel"].path == ["acquisition/hand vel # 1"]
+    told = next(line for line in found.head if line.startswith("Passed over"))
+    for part in (
+        "empty_pos",
+        "missing_vel (every value is missing)",
+        "it never changes",
+        "0.1 Hz, behaviour is sampled",
+        "64 columns",
+        "words",
+        "1 of its times are not finite",
+    ):
+        assert part in told
+
+
+def test_times_that_only_fall_are_sorted(nwb):
+    time = np.arange(5000) / 50
+    found = discover(nwb(time=time[::-1], position=False))
+    assert found.recipe.repairs[0] == "sort_timestamps" and found.outcome.primary[0] == "cursor_vel"
+
+
+def test_a_recording_of_a_few_seconds_says_what_comes_out_empty(nwb):
+    time = np.arange(200) / 50
+    found = discover(nwb(time=time, trials=0, spikes=[np.linspace(0, 4, 100)]))
+    assert found.outcome.splits["test"] == 0
+    assert any("come out empty" in line for line in found.head)
+
+
+def test_a_file_whose_behaviour_and_spikes_never_meet_is_refused_at_the_top(nwb, tmp_path, capsys):
+    path = nwb(time=5000 + np.arange(5000) / 50, trials=0)
+    assert discover(path).text().startswith("# REFUSED by its own file: small.nwb: nothing is left of observed")
+    assert main(["discover", str(path), f"output={tmp_path / 'no.yaml'}"]) == 1
+    assert "its own file refuses it" in capsys.readouterr().out
 
 
 def test_a_nameless_file_is_named_after_itself(nwb):
