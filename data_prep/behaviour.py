@@ -30,19 +30,22 @@ def find_signals(
         if name not in full:
             wanted, series = recipe.signals[name], recording.series.get(name)
             where = f"{recording.name} {name} of session {session}"
+            full[name] = None
             if series is not None:
                 _check_clock(where, wanted, series, spikes_s)
                 full[name] = _signal(where, name, wanted, series.time, series.value, wanted.stated_unit or series.unit)
-            elif wanted.derive_from and (source := find(wanted.derive_from)) is not None:
+                if full[name] is None:
+                    notes.append(f"{series.place} is left out: none of its {len(series.time)} samples is finite")
+            if full[name] is None and wanted.derive_from and (source := find(wanted.derive_from)) is not None:
                 rate = differentiate(source.time, source.value, recipe.signals[wanted.derive_from].gap)
                 unit = wanted.stated_unit or per_second(source.unit_of_measure)
                 made = _signal(where, name, wanted, source.time, rate, unit)
                 full[name] = made and replace(made, derived_from=wanted.derive_from)
-            elif wanted.required:
-                places = " or ".join([*wanted.path, f"{wanted.derive_from} (to derive it from)"])
-                raise SessionError(recording.name, f"no series at {places}", f"correct signals.{name} of the recipe")
-            if series is not None and full[name] is None:
-                notes.append(f"{name} is left out: none of its {len(series.time)} samples is finite")
+            if full[name] is None and wanted.required:
+                what = "no series" if series is None else "no series with a finite sample"
+                from_it = [f"{wanted.derive_from} (to derive it from)"] if wanted.derive_from else []
+                places = " or ".join([*wanted.path, *from_it])
+                raise SessionError(recording.name, f"{what} at {places}", f"correct signals.{name} of the recipe")
         return full.get(name)
 
     found = {name: signal for name in recipe.signals if (signal := find(name)) is not None}
@@ -75,7 +78,7 @@ def _check_clock(where: str, recipe: SignalRecipe, series: Series, spikes_s: tup
 
 
 def _signal(where: str, name: str, recipe: SignalRecipe, time, value, stated: str) -> Signal | None:
-    """The converted and checked signal; None where no sample is finite and it is not required."""
+    """The converted and checked signal; None where no sample is finite, if it may be derived or is not required."""
     if recipe.columns:
         if max(recipe.columns) >= value.shape[1] or min(recipe.columns) < 0:
             raise SessionError(where, f"it has {value.shape[1]} columns", f"correct signals.{name}.columns")
@@ -84,7 +87,7 @@ def _signal(where: str, name: str, recipe: SignalRecipe, time, value, stated: st
     value = value * (recipe.factor * (factor(where, stated, unit) if recipe.unit else 1.0))
     valid = np.isfinite(value).all(axis=1)
     if not valid.any():
-        if not recipe.required:
+        if recipe.derive_from or not recipe.required:
             return None
         raise SessionError(where, f"none of its {len(time)} samples is finite", "leave the file or the signal out")
     _check_size(where, recipe, value[valid], stated, unit)

@@ -275,7 +275,8 @@ def test_a_path_that_stands_for_two(nwb, recipe):
 
 
 def test_behaviour_that_is_nowhere_finite(nwb, recipe):
-    assert "none of its 5000 samples is finite" in refused(nwb(velocity=np.full((5000, 2), np.nan)), recipe)
+    path = nwb(velocity=np.full((5000, 2), np.nan))
+    assert "none of its 5000 samples is finite" in refused(path, with_signal(recipe, derive_from=""))
 
 
 def test_timestamps_in_disorder_are_refused_unless_a_repair_is_named(nwb, recipe):

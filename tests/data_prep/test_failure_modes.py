@@ -121,10 +121,13 @@ def test_4_times_that_repeat_or_go_back_are_refused_or_mended_as_the_recipe_says
 
 def test_5_behaviour_that_is_nowhere_finite_is_refused_or_left_out(nwb, recipe):
     path = nwb(velocity=np.full((5000, 2), np.nan))
-    assert "none of its 5000 samples is finite" in refused(path, recipe)
-    session = read_session(path, with_signal(recipe, required=False))
+    alone = with_signal(recipe, derive_from="")
+    assert "none of its 5000 samples is finite" in refused(path, alone)
+    session = read_session(path, with_signal(alone, required=False))
     assert list(session.signals) == ["cursor_pos"]
     assert "cursor_vel is left out: none of its 5000 samples is finite" in told(session)
+    derived = read_session(path, recipe)  # of the position, which is sound
+    assert derived.signals["cursor_vel"].derived_from == "cursor_pos" and derived.signals["cursor_vel"].valid.all()
 
 
 # 6 -------------------------------------------------------------------------------------------------------------------
