@@ -186,14 +186,16 @@ def connect(instance: DandiInstance, config: ArchiveConfig, check_token: bool = 
     token = os.environ.get(client.api_key_env_var)
     if token and check_token:
         try:
-            client.authenticate(token)
+            client.authenticate(token)  # asks the archive whether it is one
         except requests.HTTPError as error:
             raise ConfigError(
                 client.api_key_env_var,
                 f"{instance.api} refuses this token ({error.response.status_code})",
                 f"set a valid one, or unset it: {how_to_set(client)}",
             ) from None
-    elif token:
+        except SessionError:  # it does not answer now: whoever asks next tells, if the answer is needed
+            pass
+    if token:
         client.session.headers["Authorization"] = f"token {token}"
     return client
 

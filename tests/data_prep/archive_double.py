@@ -19,6 +19,7 @@ from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 from zarr_checksum.tree import ZarrChecksumTree
 
 DANDISET, VERSION = "000001", "0.260101.0000"
+PART = 64 << 20  # bytes of an upload in parts, of which the etag tells
 STALL_S = 20.0  # a stalled server gives up by itself then
 TIME = "2026-01-01T00:00:00+00:00"
 
@@ -113,9 +114,9 @@ class Stored:
             for name, data in self.entries.items():
                 tree.add_leaf(Path(name), len(data), hashlib.md5(data).hexdigest())
             return {"dandi:dandi-zarr-checksum": str(tree.process())} | self.claims
-        parts = hashlib.md5(hashlib.md5(self.blob).digest()).hexdigest() + "-1"  # one part up to 64 MiB
+        parts = [hashlib.md5(self.blob[k : k + PART]).digest() for k in range(0, len(self.blob), PART)]
         sha = {"dandi:sha2-256": hashlib.sha256(self.blob).hexdigest()} if self.sha256 else {}
-        return {"dandi:dandi-etag": parts} | sha | self.claims
+        return {"dandi:dandi-etag": f"{hashlib.md5(b''.join(parts)).hexdigest()}-{len(parts)}"} | sha | self.claims
 
     def row(self) -> dict:
         kind = {"blob": None, "zarr": self.key} if self.entries is not None else {"blob": self.key, "zarr": None}

@@ -15,10 +15,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.archive_fetch import digest_of
 from data_prep.errors import SessionError
 from data_prep.recipe import Recipe
 from data_prep.source import ArchiveConfig, Source, open_source
-from tests.data_prep.archive_double import STALL_S, VERSION, Double, Rule, cut, flip, html, no_range, stall, status
+from tests.data_prep.archive_double import (
+    STALL_S,
+    VERSION,
+    Double,
+    Rule,
+    Stored,
+    cut,
+    flip,
+    html,
+    no_range,
+    stall,
+    status,
+)
 
 QUICK = ArchiveConfig(timeout_s=1.0, retries=3, backoff_s=0.01, wait_s=3.0)
 SIZE = 300_000
@@ -70,6 +83,13 @@ def test_a_fetched_file_is_the_archives_and_is_fetched_once(double, tmp_path, sh
         assert path == tmp_path / "out.downloads" / f"127.0.0.1_{double.server.server_port}" / "000001" / VERSION / (
             "sub-A/a.nwb"
         )
+
+
+def test_the_etag_of_a_file_in_several_parts_is_the_archives(tmp_path):
+    path, stored = tmp_path / "big", Stored("big", bytes((64 << 20) + 5))
+    path.write_bytes(stored.blob)
+    etag = stored.digests()["dandi:dandi-etag"]
+    assert etag.endswith("-2") and digest_of(path, "dandi-etag:") == f"dandi-etag:{etag}"
 
 
 def test_the_token_never_reaches_the_storage_though_the_archive_redirects_there(double, tmp_path, monkeypatch):
@@ -215,6 +235,16 @@ def test_a_cache_that_cannot_be_written_is_told(double, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(SessionError, match="cannot be written .*choose another archive.cache"):
         read(listed(double, tmp_path, replace(QUICK, cache=str(tmp_path / "file"))))
+
+
+def test_a_cache_that_only_others_may_write_is_read(double, tmp_path, monkeypatch):
+    source = listed(double, tmp_path)
+    with source.opened(source.assets[0]) as path:
+        pass
+    monkeypatch.setattr(os, "access", lambda place, kind: False)  # root may write everywhere
+    asked, times = len(double.log), path.parent.stat().st_mtime_ns
+    assert read(source) == BLOB
+    assert (len(double.log), path.parent.stat().st_mtime_ns) == (asked, times)
 
 
 # Processes

@@ -64,11 +64,13 @@ def test_a_draft_that_rests_has_nothing_to_tell(double, tmp_path):
     assert draft(double, tmp_path).notes == ()
 
 
-def test_a_locked_draft_is_read_from_the_cache_where_the_archive_does_not_answer(double, tmp_path):
+def test_a_locked_draft_is_read_from_the_cache_where_the_archive_does_not_answer(double, tmp_path, monkeypatch):
+    double.token = "secret"
+    monkeypatch.setenv(double.variable, "secret")
     source = draft(double, tmp_path, "a.nwb")
     with source.opened(source.assets[0]):
         pass
-    double.rules += [Rule("/api/dandisets|/api/assets", status(503), times=999)]
+    double.rules += [Rule("/api/", status(503), times=999)]
     again = draft(double, tmp_path, "a.nwb")
     assert "is not known: " in again.notes[0] and "answers 503" in again.notes[0]
     with again.opened(again.assets[0]) as path:
