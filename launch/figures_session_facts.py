@@ -25,9 +25,10 @@ def rates(session: Session) -> np.ndarray:
 def extent(session: Session) -> tuple[float, float]:
     """First and last second that anything is known of."""
     first, last = float(session.domain.start.min()), float(session.domain.stop.max())
-    for time, _ in session.spikes.parts():
-        first, last = min(first, float(time[0])), max(last, float(time[-1]))
-    return first, last
+    if not len(session.spikes):
+        return first, last
+    begin, end = session.spikes.extent
+    return min(first, begin), max(last, end)
 
 
 def representative(session: Session) -> tuple[float, float]:
@@ -67,18 +68,9 @@ def raster_order(session: Session, rate: np.ndarray) -> list[int]:
 
 
 def between(session: Session, start: float, stop: float) -> tuple[np.ndarray, np.ndarray]:
-    """Spikes of a stretch of time: (time (s,), unit (s,)); only the parts that it touches are looked at."""
-    first, last = session.spikes.before(np.array([start, stop]))
-    times, units, done = [], [], 0
-    for time, unit in session.spikes.parts():
-        a, b = max(int(first) - done, 0), min(int(last) - done, len(time))
-        if b > a:
-            times.append(np.asarray(time[a:b]))
-            units.append(np.asarray(unit[a:b]))
-        done += len(time)
-        if done >= last:
-            break
-    return np.concatenate([np.zeros(0), *times]), np.concatenate([np.zeros(0, dtype=np.int64), *units]).astype(np.int64)
+    """Spikes of a stretch of time: (time (s,), unit (s,)); no others are read."""
+    first, last = (int(k) for k in session.spikes.before(np.array([start, stop])))
+    return np.asarray(session.spikes.time[first:last]), np.asarray(session.spikes.unit[first:last]).astype(np.int64)
 
 
 def intervals_of(session: Session) -> tuple[np.ndarray, np.ndarray, float]:

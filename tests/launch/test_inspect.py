@@ -131,13 +131,30 @@ def test_intervals_are_those_of_each_unit_though_spikes_come_in_parts(monkeypatc
     assert short == pytest.approx(np.mean(gaps < 0.001))
 
 
-def test_spikes_of_a_stretch_are_found_across_parts(monkeypatch):
+def test_spikes_of_a_stretch_are_those_between_its_ends():
     session = made()
-    whole = Spikes.parts
-    monkeypatch.setattr(Spikes, "parts", lambda self, at_most=0: whole(self, 700))
     time, unit = between(session, 100.0, 120.0)
     chosen = (session.spikes.time >= 100) & (session.spikes.time < 120)
     assert np.array_equal(time, session.spikes.time[chosen]) and np.array_equal(unit, session.spikes.unit[chosen])
+
+
+def test_a_picture_reads_no_more_than_a_part_of_the_spikes_at_a_time(monkeypatch):
+    """Of a large session the arrays are on disk: slices of them are read, never the whole."""
+
+    class Watched(np.ndarray):
+        largest = 0
+
+        def __getitem__(self, which):
+            if isinstance(which, slice):
+                Watched.largest = max(Watched.largest, len(range(*which.indices(len(self)))))
+            return np.asarray(self)[which]
+
+    session = made(hz=20)
+    spikes = Spikes(session.spikes.time.view(Watched), session.spikes.unit.view(Watched))
+    whole = Spikes.parts
+    monkeypatch.setattr(Spikes, "parts", lambda self, at_most=0: whole(self, 5000))
+    assert session_png(replace(session, spikes=spikes)) == session_png(session)
+    assert 5000 <= Watched.largest < 0.2 * len(session.spikes)
 
 
 def test_the_seconds_shown_lie_where_there_are_data():
