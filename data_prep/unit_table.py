@@ -9,11 +9,12 @@ from data_prep.columns import column, truths
 from data_prep.errors import SessionError
 from data_prep.expression import passes
 from data_prep.recipe import UnitsRecipe
-from data_prep.recording import Recording
+from data_prep.recording import Recording, SpikeTrains
 from data_prep.session import Spikes, Units
 from data_prep.spikes import in_order_of_time
 
 _FEW_FALLS = 20  # a clock is reset so often at most; spike times that fall back more often are merely unsorted
+_DEEP_S = 1.0  # seconds by which a reset throws the clock back at least; less is disorder among neighbours
 
 
 def keep_units(recording: Recording, recipe: UnitsRecipe) -> Recording:
@@ -33,7 +34,7 @@ def find_units(recording: Recording, recipe: UnitsRecipe) -> tuple[Units, Spikes
     """The unit table, all spikes in order of time, and what was noticed; raises SessionError."""
     where, columns, count, notes = recording.name, recording.unit_columns, recording.spikes.count, []
     spikes, faults = in_order_of_time(where, recording.spikes)
-    _refuse_resets(where, faults.falls, count)
+    _refuse_resets(where, recording.spikes, faults.falls)
     missing = np.array(recording.missing or np.zeros(len(count)), dtype=bool)
     table = Units(
         id=tuple(column(f"{where} units", columns, recipe.id_column).astype(str).tolist()),
@@ -64,14 +65,17 @@ def _held_out(where: str, columns: dict[str, np.ndarray], name: str) -> tuple[bo
     return tuple(withheld.tolist()) if withheld.any() else ()
 
 
-def _refuse_resets(where: str, falls: np.ndarray, count: np.ndarray) -> None:
+def _refuse_resets(where: str, trains: SpikeTrains, falls: np.ndarray) -> None:
     """A clock that starts anew shows in most units alike; sorting them would lay two blocks upon each other."""
-    telling = falls[count >= 10]
-    few = np.sum((telling > 0) & (telling <= _FEW_FALLS))
-    if len(telling) > 1 and few > len(telling) / 2:
-        often = int(np.median(telling[telling > 0]))
+    telling = trains.count >= 10
+    few = np.flatnonzero(telling & (falls > 0) & (falls <= _FEW_FALLS))
+    if telling.sum() < 2 or len(few) <= telling.sum() / 2:
+        return
+    deep = [np.min(np.diff(trains.read(int(unit), int(unit) + 1))) < -_DEEP_S for unit in few[:5]]
+    if sum(deep) > len(deep) / 2:
         raise SessionError(
             where,
-            f"the spike times of {few} of {len(telling)} units fall back {often} times: the clock was reset",
+            f"the spike times of {len(few)} of {telling.sum()} units fall back {int(np.median(falls[few]))} times: "
+            "the clock was reset",
             "add the repair clock_reset",
         )

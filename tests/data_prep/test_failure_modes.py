@@ -272,6 +272,15 @@ def test_12_trials_in_another_order_than_that_of_time_are_no_reset(nwb, recipe):
     assert session.trials.start.tolist() == [2.0 * k for k in (*range(24), *range(25, 31))]
 
 
+def test_12_disorder_among_neighbouring_spikes_is_no_reset(nwb, recipe):
+    spikes = [np.linspace(1 + k / 9, 98, 600) for k in range(4)]
+    for one in spikes:
+        one[[20, 21]] = one[[21, 20]]
+    session = read_session(nwb(spikes=spikes), recipe)
+    assert "spike times of 4 units were not sorted" in told(session)
+    assert all(np.array_equal(train_of(session, k), np.sort(spikes[k])) for k in range(4))
+
+
 # 13 ------------------------------------------------------------------------------------------------------------------
 
 
