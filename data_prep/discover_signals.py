@@ -48,7 +48,7 @@ def find_signals(survey: Survey, counts: SeriesFacts | None, place_first: bool) 
     recipes, remarks = {}, {}
     for one in chosen:
         name = names[one.place]
-        recipes[name], told = _recipe(one, chosen, not recipes)
+        recipes[name], told = _recipe(one, names, chosen, not recipes)
         remarks |= {f"signals.{name}.{key}".rstrip("."): texts for key, texts in told.items()}
     recipes = _derived(chosen[0], names, recipes, remarks, place_first)
     if place_first:
@@ -74,7 +74,7 @@ def _rank(one: Candidate, place_first: bool) -> tuple:
     return (0 if first else 1, one.meaning.rank, one.place)
 
 
-def _recipe(one: Candidate, chosen: list[Candidate], primary: bool) -> tuple[SignalRecipe, Remarks]:
+def _recipe(one: Candidate, names: dict, chosen: list[Candidate], primary: bool) -> tuple[SignalRecipe, Remarks]:
     """The signal, and remarks by field ("" is the signal itself)."""
     known = measure(one)
     recipe = SignalRecipe(
@@ -101,6 +101,9 @@ def _recipe(one: Candidate, chosen: list[Candidate], primary: bool) -> tuple[Sig
     if one.timing.gap > 1.5:
         told["gap"] = [f"pauses of up to {one.timing.gap:g} intervals are many and short: let pass"]
     recipe = _against_position(one, chosen, recipe, told)
+    if primary and (spare := _spare(one, chosen, recipe)):
+        recipe = replace(recipe, derive_from=names[spare.place])
+        told["derive_from"] = ["where a file has no velocity"]
     return (_plausible(one, known, recipe, told) if primary else recipe), told
 
 
@@ -126,6 +129,20 @@ def _against_position(one: Candidate, chosen: list[Candidate], recipe: SignalRec
             return replace(recipe, unit=unit, stated_unit=unit)
         told[""].append(said)
     return recipe
+
+
+def _spare(one: Candidate, chosen: list[Candidate], recipe: SignalRecipe) -> Candidate | None:
+    """A position whose rate of change is this velocity, units of measure included; None where none is."""
+    if one.meaning.quantity != "velocity" or recipe.factor != 1 or not recipe.unit:
+        return None
+    for other in chosen:
+        known, found = measure(other), agreement(one, other) if other.meaning.quantity == "position" else None
+        if found is None or not known.unit or not known.conversion:
+            continue
+        expected = factor("", recipe.unit, "m/s") / factor("", known.unit, "m")
+        if found[1] > 0.9 and abs(found[0] / expected - 1) < 0.1:
+            return other
+    return None
 
 
 def _unit_by(slope: float, position: Candidate) -> str:

@@ -165,6 +165,9 @@ def test_synthetic_sessions_come_out_in_the_unit_of_their_file(tmp_path):
         assert set(found.outcome.phases) == {"hold", "reach"}
         speeds.append(float(np.std(primary.value)) * {"cm/s": 1.0, "mm/s": 0.1}[primary.unit_of_measure])
     assert len(speeds) == 8 and max(speeds) < 2 * min(speeds)
+    first = discover(tmp_path / "sub-Ada_ses-CO-01.nwb").recipe
+    report = prepare(PrepareConfig(recipe=first, source=str(tmp_path), output=str(tmp_path / "all"), workers=0))
+    assert report.exit_code == 0 and len(report.rows) == 8, "a velocity in mm/s is converted, a missing one is derived"
 
 
 @pytest.mark.parametrize("size, unit", [(0.5, "m/s"), (50.0, "cm/s"), (500.0, "mm/s")])
