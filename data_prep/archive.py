@@ -27,6 +27,14 @@ DIGESTS = {
     "dandi:dandi-etag": "dandi-etag",
     "dandi:dandi-zarr-checksum": "dandi-zarr-checksum",
 }
+NAMING = (  # kinds of addresses that name a version, or assets of it
+    dandiarchive.DandisetURL,
+    dandiarchive.AssetIDURL,
+    dandiarchive.AssetItemURL,
+    dandiarchive.AssetFolderURL,
+    dandiarchive.AssetPathPrefixURL,
+    dandiarchive.AssetGlobURL,
+)
 
 
 @dataclass(frozen=True)
@@ -162,7 +170,7 @@ def find_place(where: str, config: ArchiveConfig, recipe: Recipe) -> tuple[Place
     else:
         # the client knows a version behind "@" only, and takes one behind "/" for a folder
         url = parse_url(re.sub(r"^(dandi://[^/]+/\d{6})/(draft|\d+\.\d+\.\d+)(?=/|$)", r"\1@\2", where), config)
-        if url.dandiset_id is None or isinstance(url, dandiarchive.AssetZarrEntryURL):
+        if not isinstance(url, NAMING):
             raise ConfigError(
                 where, "the address of no version of a dandiset", "give that of a version or of its files"
             )

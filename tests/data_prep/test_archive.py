@@ -101,6 +101,9 @@ def test_dandi_addresses_give_the_version_behind_a_slash_or_an_at(double, tmp_pa
     assert [asset.path for asset in opened(double, tmp_path, f"{where}/sub-B/").assets] == PATHS[4:]
     assert [asset.path for asset in opened(double, tmp_path, f"{where}/sub-B").assets] == PATHS[4:]
     assert [asset.path for asset in opened(double, tmp_path, f"{where}/{PATHS[5]}").assets] == [PATHS[5]]
+    for inside in ("a.nwb.zarr/units/id", "sub-C/"):
+        with pytest.raises(ConfigError, match="address of no version of a dandiset|has no such asset"):
+            opened(double, tmp_path, f"{where}/{inside}")
 
 
 def replace_instance(monkeypatch, double: Double) -> str:
