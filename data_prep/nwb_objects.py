@@ -4,6 +4,7 @@ import contextlib
 import json
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,26 @@ def opened_zarr(folder: Path) -> Iterator[NwbFile]:
     except (OSError, ValueError) as error:
         raise SessionError(folder.name, f"its .zattrs cannot be read ({error})", "fetch it again") from error
     version = check_version(folder.name, None if stated is None else str(stated))
+    if _pickled(folder):
+        raise SessionError(
+            folder.name,
+            "its references are Python pickles, which may run any code",
+            "take its HDF5 form, or export it to HDF5 if you trust it",
+        )
     with _opened(folder.name, version, lambda: NWBZarrIO(str(folder), mode="r", load_namespaces=True)) as found:
         yield found
+
+
+def _pickled(folder: Path) -> bool:
+    """Whether any array of it would have to be unpickled; hdmf-zarr stores references so."""
+    for about in folder.rglob(".zarray"):
+        try:
+            filters = json.loads(about.read_text(encoding="utf-8")).get("filters") or []
+        except ValueError:
+            continue  # zarr will say what is wrong
+        if any(one.get("id") == "pickle" for one in filters):
+            return True
+    return False
 
 
 @contextlib.contextmanager
@@ -42,7 +61,7 @@ def _opened(name: str, version: str, opener) -> Iterator[NwbFile]:
         try:
             io = opener()
             stack.callback(io.close)
-            found = _read(name, version, io.read())
+            found = _read(name, version or io.nwb_version[0], io.read())
         except Exception as error:  # pynwb meets an invalid file with whatever its parts happen to raise
             lines = str(error).strip().splitlines() or ["no reason given"]
             raise SessionError(
@@ -63,13 +82,13 @@ def _read(name: str, version: str, nwb: pynwb.NWBFile) -> NwbFile:
             _find_series(f"{top}/{key}", container, series)
     return NwbFile(
         name=name,
-        version=version or str(nwb.nwb_version or ""),
+        version=version,
         subject=(nwb.subject.subject_id if nwb.subject else "") or "",
         session_id=nwb.session_id or "",
         identifier=nwb.identifier or "",
         start_time=str(nwb.session_start_time),
         description=nwb.session_description or "",
-        units=None if nwb.units is None else _table(nwb.units),
+        units=None if nwb.units is None else _units(nwb.units),
         tables={key: _table(table) for key, table in sorted(intervals.items())},
         series=series,
     )
@@ -79,29 +98,36 @@ def _table(table: DynamicTable) -> Table:
     return Table(table.name, table.id, {name: _column(table[name]) for name in table.colnames})
 
 
+def _units(units: pynwb.misc.Units) -> Table:
+    table = _table(units)
+    if "spike_times" in table.columns:  # their resolution is kept by the table
+        times = replace(table.columns["spike_times"], resolution=float(units.resolution or 0.0))
+        table.columns["spike_times"] = times
+    return table
+
+
 def _column(column) -> Column:
     ends = []
     while isinstance(column, VectorIndex):
         ends.insert(0, column.data)
         column = column.target
     data = column.data if hasattr(column.data, "shape") else np.asarray(column.data)
-    first = data[0] if len(data.shape) == 1 and data.shape[0] else None
-    locations, kind = None, getattr(np.dtype(data.dtype), "kind", "V")
-    if isinstance(first, pynwb.ecephys.ElectrodeGroup):
-        holds, locations = REFERENCES, lambda: [text(group.location) for group in data[:]]
-    elif isinstance(first, (str, bytes)) or kind in "SU" or (kind == "O" and first is None):
-        holds = TEXT
-    else:
-        holds = (
-            NUMBERS if kind in "biuf" and not isinstance(column, pynwb.base.TimeSeriesReferenceVectorData) else OTHER
-        )
+    holds, locations = OTHER, None
+    if not isinstance(column, pynwb.base.TimeSeriesReferenceVectorData):
+        first = data[0] if len(data.shape) == 1 and data.shape[0] else None
+        kind = np.dtype(data.dtype).kind
+        if isinstance(first, pynwb.ecephys.ElectrodeGroup):
+            holds, locations = REFERENCES, lambda: [text(group.location) for group in data[:]]
+        elif isinstance(first, (str, bytes)) or kind in "SU" or (kind == "O" and first is None):
+            holds = TEXT
+        elif kind in "biuf":
+            holds = NUMBERS
     return Column(
         data=data,
         holds=holds,
         ends=tuple(ends),
         table=_table(column.table) if isinstance(column, DynamicTableRegion) else None,
         locations=locations,
-        resolution=float(getattr(column, "resolution", None) or 0.0),
         description=text(column.description),
     )
 
