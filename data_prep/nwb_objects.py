@@ -25,26 +25,8 @@ def opened_zarr(folder: Path) -> Iterator[NwbFile]:
     except (OSError, ValueError) as error:
         raise SessionError(folder.name, f"its .zattrs cannot be read ({error})", "fetch it again") from error
     version = check_version(folder.name, None if stated is None else str(stated))
-    if _pickled(folder):
-        raise SessionError(
-            folder.name,
-            "its references are Python pickles, which may run any code",
-            "take its HDF5 form, or export it to HDF5 if you trust it",
-        )
     with _opened(folder.name, version, lambda: NWBZarrIO(str(folder), mode="r", load_namespaces=True)) as found:
         yield found
-
-
-def _pickled(folder: Path) -> bool:
-    """Whether any array of it would have to be unpickled; hdmf-zarr stores references so."""
-    for about in folder.rglob(".zarray"):
-        try:
-            filters = json.loads(about.read_text(encoding="utf-8")).get("filters") or []
-        except ValueError:
-            continue  # zarr will say what is wrong
-        if any(one.get("id") == "pickle" for one in filters):
-            return True
-    return False
 
 
 @contextlib.contextmanager
@@ -113,7 +95,9 @@ def _column(column) -> Column:
         column = column.target
     data = column.data if hasattr(column.data, "shape") else np.asarray(column.data)
     holds, locations = OTHER, None
-    if not isinstance(column, pynwb.base.TimeSeriesReferenceVectorData):
+    if _pickled(data):
+        holds = REFERENCES
+    elif not isinstance(column, pynwb.base.TimeSeriesReferenceVectorData):
         first = data[0] if len(data.shape) == 1 and data.shape[0] else None
         kind = np.dtype(data.dtype).kind
         if isinstance(first, pynwb.ecephys.ElectrodeGroup):
@@ -130,6 +114,12 @@ def _column(column) -> Column:
         locations=locations,
         description=text(column.description),
     )
+
+
+def _pickled(data) -> bool:
+    """Whether reading it would unpickle, which may run any code: so hdmf-zarr stores references, and we leave them."""
+    filters = getattr(getattr(data, "dataset", data), "filters", None) or ()
+    return any(getattr(one, "codec_id", "") == "pickle" for one in filters)
 
 
 def _find_series(path: str, container, found: dict[str, StoredSeries]) -> None:
