@@ -69,7 +69,9 @@ class Proposal:
             return f"its own file refuses it ({self.refusal})"
         unsure = sum(text.startswith("unsure") for texts in self.remarks.values() for text in texts)
         doubts = (
-            f"{_count(unsure, 'remark says', 'remarks say')} what it is unsure about" if unsure else "nothing is unsure"
+            f"{_count(unsure, 'remark says', 'remarks say')} what it is unsure about"
+            if unsure
+            else "nothing is marked unsure"
         )
         return f"it reads its own file; {doubts}"
 
