@@ -14,6 +14,8 @@ import pytest
 from data_prep.synthetic import SyntheticConfig, write_sessions
 from launch.cli import main
 from launch.commands import VERBS
+from tests.data_prep.archive_double import Double
+from tests.data_prep.layouts import perich
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,10 +43,26 @@ def commands(text: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
 
 
-def words_of(command: str) -> list[str]:
-    """The words after `spikeloom`, made short where the command would do something."""
+def words_of(command: str, archive: str) -> list[str]:
+    """The words after `spikeloom`, made short where the command would do something; DANDI is the archive of that URL."""
     words = shlex.split(command)[1:]
-    return words if {"--help", "--version"} & set(words) else words + SMALL.get(words[0], [])
+    if {"--help", "--version"} & set(words):
+        return words
+    where = [f"archive.instance={archive}", "archive.retries=1"] if "source=dandi" in words else []
+    return words + where + SMALL.get(words[0], [])
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """The URL of an archive that speaks as DANDI does and holds two sessions in the layout of 000688."""
+    double = Double(dandiset="000688")
+    for subject in ("C", "T"):
+        name = f"sub-{subject}/sub-{subject}_ses-CO-20130819_behavior+ecephys.nwb"
+        path = perich.write(tmp_path_factory.mktemp("perich") / "co.nwb", subject=subject)
+        double.add(name, path.read_bytes())
+    double.publish("0.250122.1735")
+    with double.serving():
+        yield f"{double.base}/api"
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +77,11 @@ def workplace(tmp_path_factory):
     return root
 
 
-def test_the_commands_of_the_readme_run_in_their_order(workplace, monkeypatch, capsys):
+def test_the_commands_of_the_readme_run_in_their_order(workplace, archive, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     ran = [line for line in commands(README) if line.startswith("spikeloom ")]
     for command in ran:
-        assert main(words_of(command)) == 0, f"{command}\n{capsys.readouterr().err}"
+        assert main(words_of(command, archive)) == 0, f"{command}\n{capsys.readouterr().err}"
     assert {shlex.split(line)[1] for line in ran} >= set(VERBS) - {"demo"}, "a verb is missing from the README"
     assert (workplace / "runs" / "finetune" / "report.html").stat().st_size > 10_000
 

@@ -126,8 +126,8 @@ class Stored:
 class Double:
     """The archive, its server and its log."""
 
-    def __init__(self, page_size: int = 3):
-        self.page_size, self.rules, self.log = page_size, [], []
+    def __init__(self, page_size: int = 3, dandiset: str = DANDISET):
+        self.page_size, self.dandiset, self.rules, self.log = page_size, dandiset, [], []
         self.drafted: list[Stored] = []
         self.published: dict[str, list[Stored]] = {}
         self.known: dict[str, Stored] = {}  # by id, also those that no version has any more
@@ -146,7 +146,7 @@ class Double:
         return f"http://127.0.0.1:{self.server.server_port}"
 
     def url(self, version: str = VERSION) -> str:
-        return f"{self.base}/api/dandisets/{DANDISET}/versions/{version}"
+        return f"{self.base}/api/dandisets/{self.dandiset}/versions/{version}"
 
     @property
     def variable(self) -> str:
@@ -264,7 +264,7 @@ def answer_of(double: Double, asked: Asked) -> Answer:
         return _json({"token": double.token})
     if double.token and not asked.token:
         return _json({"detail": "Authentication credentials were not provided."}, 401)
-    found = re.fullmatch(rf"/api/dandisets/{DANDISET}/(?:versions/(?:([\w.]+)/)?(.*))?", asked.path)
+    found = re.fullmatch(rf"/api/dandisets/{double.dandiset}/(?:versions/(?:([\w.]+)/)?(.*))?", asked.path)
     if found:
         return _dandiset(double, asked, base, found[1], found[2])
     found = re.fullmatch(r"/api/assets/([\w-]+)/(info/|download/)?", asked.path)
@@ -279,7 +279,7 @@ def _dandiset(double: Double, asked: Asked, base: str, version: str | None, rest
         status = {"contact_person": "A, B", "embargo_status": "EMBARGOED" if double.token else "OPEN"}
         versions = {"draft_version": double.version("draft")}
         versions["most_recent_published_version"] = newest and double.version(newest)
-        return _json({"identifier": DANDISET, "created": TIME, "modified": TIME, **status, **versions})
+        return _json({"identifier": double.dandiset, "created": TIME, "modified": TIME, **status, **versions})
     if version is None:
         return _page(double, asked, base, [double.version(name) for name in ("draft", *double.published)])
     if version != "draft" and version not in double.published:
