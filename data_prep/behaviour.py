@@ -10,7 +10,7 @@ from data_prep.measure import factor, per_second, swaps
 from data_prep.recipe import Recipe, SignalRecipe
 from data_prep.recording import Recording, Series
 from data_prep.session import Signal
-from data_prep.signals import differentiate, resample, sample_interval
+from data_prep.signals import differentiate, finite_rows, norm, resample, sample_interval
 
 _RATE_TOLERANCE = 0.01  # of the median sample interval against the stated rate
 _WILDLY = 10.0  # so many times longer or shorter than the spikes, a series is not of the same recording
@@ -84,13 +84,14 @@ def _signal(where: str, name: str, recipe: SignalRecipe, time, value, stated: st
             raise SessionError(where, f"it has {value.shape[1]} columns", f"correct signals.{name}.columns")
         value = value[:, recipe.columns]
     unit = recipe.unit or stated
-    value = value * (recipe.factor * (factor(where, stated, unit) if recipe.unit else 1.0))
-    valid = np.isfinite(value).all(axis=1)
+    times = recipe.factor * (factor(where, stated, unit) if recipe.unit else 1.0)
+    value = value if times == 1 else value * times
+    valid = finite_rows(value)
     if not valid.any():
         if recipe.derive_from or not recipe.required:
             return None
         raise SessionError(where, f"none of its {len(time)} samples is finite", "leave the file or the signal out")
-    _check_size(where, recipe, value[valid], stated, unit)
+    _check_size(where, recipe, value if valid.all() else value[valid], stated, unit)
     return Signal(name, time, value, unit, valid)
 
 
@@ -99,7 +100,7 @@ def _check_size(where: str, recipe: SignalRecipe, value: np.ndarray, stated: str
     if not recipe.plausible:
         return
     low, high = recipe.plausible
-    size = float(np.percentile(np.sqrt(np.sum(value**2, axis=1)), 99.9))
+    size = float(np.percentile(norm(value), 99.9))
     if low <= size <= high:
         return
     fitting = [name for name, times in swaps(stated).items() if low <= size * times <= high]
@@ -117,4 +118,4 @@ def _resampled(signal: Signal, recipe: SignalRecipe) -> Signal:
     time, value = signal.time, signal.value
     if recipe.hz > 0:
         time, value = resample(time, value, recipe.hz, recipe.gap)
-    return replace(signal, time=time, value=value.astype(np.float32), valid=np.isfinite(value).all(axis=1))
+    return replace(signal, time=time, value=value.astype(np.float32), valid=finite_rows(value))

@@ -69,7 +69,7 @@ def _check_signal(where: str, signal: Signal) -> None:
     check_times(where, time)
     if not valid.any():
         raise SessionError(where, f"none of its {len(time)} samples is finite", "leave the file or the signal out")
-    if not np.isfinite(value[valid]).all():
+    if not np.isfinite(value if valid.all() else value[valid]).all():
         raise SessionError(where, "a sample marked valid is not finite", "mark it as missing")
 
 

@@ -148,27 +148,21 @@ def _table(file: h5py.File, group: object) -> Table | None:
 
 
 def _column(file: h5py.File, data: h5py.Dataset, ends: tuple[h5py.Dataset, ...] = ()) -> Column:
-    attributes, dtype = data.attrs, data.dtype
-    table = locations = None
+    attributes, dtype, locations = data.attrs, data.dtype, None
     if h5py.check_string_dtype(dtype) is not None:
         holds = TEXT
     elif h5py.check_ref_dtype(dtype) is not None:
         holds, locations = REFERENCES, lambda: _locations(file, data)
     else:
         holds = NUMBERS if dtype.kind in "biuf" else OTHER
-    if (reference := attributes.get("table")) is not None and isinstance(reference, h5py.Reference) and reference:
-        table = _table(file, file[reference])
-    elif attributes.get("neurodata_type") == "DynamicTableRegion" and _ELECTRODES in file:
-        table = _table(file, file[_ELECTRODES])
-    return Column(
-        data=data,
-        holds=holds,
-        ends=ends,
-        table=table,
-        locations=locations,
-        resolution=float(attributes.get("resolution", 0.0)),
-        description=text(attributes.get("description")),
-    )
+
+    def refers() -> Table | None:
+        reference = attributes.get("table")
+        if isinstance(reference, h5py.Reference) and reference:
+            return _table(file, file[reference])
+        return _table(file, file.get(_ELECTRODES))
+
+    return Column(data, holds, ends, attributes, refers, locations)
 
 
 def _locations(file: h5py.File, references: h5py.Dataset) -> list[str]:

@@ -1,6 +1,6 @@
 """What the NWB layout keeps in a file: tables, their columns and series; names are at hand, arrays are read when sliced."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,10 +20,18 @@ class Column:
     ends: tuple[
         Stored, ...
     ] = ()  # of ragged columns, where each row ends in `data`; a second one ends rows of the first
-    table: "Table | None" = None  # the table whose rows the numbers are
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    refers: "Callable[[], Table | None]" = lambda: None  # the table whose rows the numbers are
     locations: Callable[[], list[str]] | None = None  # where the referenced electrode groups are
-    resolution: float = 0.0  # of spike times, s; 0 where the file does not say
-    description: str = ""
+
+    @property
+    def description(self) -> str:
+        return text(self.attributes.get("description"))
+
+    @property
+    def resolution(self) -> float:
+        """Of spike times, s; 0 where the file does not say."""
+        return float(self.attributes.get("resolution") or 0.0)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ import contextlib
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +82,7 @@ def _table(table: DynamicTable) -> Table:
 def _units(units: pynwb.misc.Units) -> Table:
     table = _table(units)
     if "spike_times" in table.columns:  # their resolution is kept by the table
-        times = replace(table.columns["spike_times"], resolution=float(units.resolution or 0.0))
-        table.columns["spike_times"] = times
+        table.columns["spike_times"].attributes["resolution"] = units.resolution
     return table
 
 
@@ -106,14 +104,9 @@ def _column(column) -> Column:
             holds = TEXT
         elif kind in "biuf":
             holds = NUMBERS
-    return Column(
-        data=data,
-        holds=holds,
-        ends=tuple(ends),
-        table=_table(column.table) if isinstance(column, DynamicTableRegion) else None,
-        locations=locations,
-        description=text(column.description),
-    )
+    attributes = {"description": column.description}
+    region = column if isinstance(column, DynamicTableRegion) else None
+    return Column(data, holds, tuple(ends), attributes, lambda: region and _table(region.table), locations)
 
 
 def _pickled(data) -> bool:

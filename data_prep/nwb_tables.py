@@ -115,7 +115,7 @@ def electrodes(units: Table) -> tuple[str, ...]:
 
 def of_electrodes(column: Column, name: str) -> list[str]:
     """What a column of the electrode table says of the first electrode of each row, "" where there is none."""
-    table = column.table
+    table = column.refers()
     if table is None or (name != "id" and name not in table.columns):
         return []
     told = ids(table) if name == "id" else _read(name, table.columns[name]).get(name, np.zeros(0)).astype(str)

@@ -13,6 +13,22 @@ def sample_interval(time: np.ndarray) -> float:
     return float(np.median(np.diff(time))) if len(time) > 1 else 0.0
 
 
+def finite_rows(value: np.ndarray) -> np.ndarray:
+    """Which rows (N,) of value (N, K) are finite; column by column, as numpy is slow along a short last axis."""
+    found = np.ones(len(value), dtype=bool)
+    for column in value.T:
+        found &= np.isfinite(column)
+    return found
+
+
+def norm(value: np.ndarray) -> np.ndarray:
+    """Euclidean length (N,) float64 of the rows of value (N, K)."""
+    total = np.zeros(len(value))
+    for column in value.T:
+        total += np.square(column, dtype=np.float64)
+    return np.sqrt(total, out=total)
+
+
 def stretches(time: np.ndarray, gap: float) -> np.ndarray:
     """Contiguous stretches as index pairs (n, 2), half-open: a pause of more than `gap` median intervals ends one."""
     if len(time) == 0:
@@ -93,12 +109,12 @@ def outliers(rule: OutlierRecipe, time: np.ndarray, value: np.ndarray, gap: floa
     """Boolean mask (N,) of the samples the rule condemns; missing samples are not outliers but missing."""
     for _ in range(rule.derivative):
         value = differentiate(time, value, gap)
-    size = np.nan_to_num(np.abs(value.astype(np.float64)))
     mask = np.zeros(len(time), dtype=bool)
-    if rule.norm_above is not None:
-        mask |= np.sqrt(np.sum(size**2, axis=1)) > rule.norm_above
-    if rule.any_above is not None:
-        mask |= np.max(size, axis=1) > rule.any_above
+    with np.errstate(invalid="ignore", over="ignore"):
+        if rule.norm_above is not None:
+            mask |= norm(value if finite_rows(value).all() else np.nan_to_num(value)) > rule.norm_above
+        for column in value.T if rule.any_above is not None else ():
+            mask |= np.abs(column) > rule.any_above
     return ~grown(~grown(mask, rule.dilate), rule.erode)
 
 
@@ -115,5 +131,5 @@ def marked(time: np.ndarray, mask: np.ndarray, gap: float) -> Intervals:
 
 def at_rest(time: np.ndarray, value: np.ndarray, gap: float, below: float, longer_than_s: float) -> Intervals:
     """Where the norm of value (N, K) stays under `below` for longer than `longer_than_s` seconds."""
-    calm = marked(time, np.sqrt(np.sum(value.astype(np.float64) ** 2, axis=1)) < below, gap)
+    calm = marked(time, norm(value) < below, gap)
     return Intervals.of((start, stop) for start, stop in calm if stop - start > longer_than_s)
