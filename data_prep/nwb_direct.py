@@ -123,7 +123,7 @@ def _child(group: h5py.Group, key: str) -> h5py.Group | h5py.Dataset | None:
         raise
 
 
-def _same(thing: h5py.Group) -> tuple[int, bytes]:
+def _same(thing: h5py.Group | h5py.Dataset) -> tuple[int, bytes]:
     info = h5py.h5o.get_info(thing.id)
     return info.fileno, bytes(str(info.addr), "ascii")
 
@@ -204,5 +204,6 @@ def _series(file: h5py.File, group: h5py.Group, data: h5py.Dataset, place: str) 
         rate=float(start.attrs.get("rate", 0.0)) if start is not None else 0.0,
         electrodes=_column(file, electrodes) if isinstance(electrodes, h5py.Dataset) else None,
         description=text(group.attrs.get("description")),
+        clock=_same(timestamps) if timestamps is not None else None,
         same=_same(group),
     )

@@ -62,6 +62,7 @@ class StoredSeries:
     rate: float  # 0 where there are timestamps
     electrodes: Column | None  # rows (K,) of the electrode table
     description: str
+    clock: Hashable | None  # equal for series that share their timestamps; None where nobody knows
     same: Hashable  # equal for one series found at two places, through a link
 
     def times(self) -> np.ndarray:
@@ -85,6 +86,7 @@ class NwbFile:
     units: Table | None
     tables: dict[str, Table]  # below intervals/
     series: dict[str, StoredSeries]  # by place
+    clocks: dict[Hashable, np.ndarray] = field(default_factory=dict)  # timestamps that were read, by StoredSeries.clock
     warnings: list[str] = field(default_factory=list)  # of the library that read it, one line each
 
 

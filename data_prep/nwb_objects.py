@@ -150,5 +150,6 @@ def _series(place: str, series) -> StoredSeries:
         rate=0.0 if stamped is not None else float(series.rate),
         electrodes=_column(series.electrodes) if getattr(series, "electrodes", None) is not None else None,
         description=text(series.description),
+        clock=None,
         same=id(series),
     )

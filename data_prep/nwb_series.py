@@ -46,7 +46,7 @@ def read_signal(file: NwbFile, key: str, signal: SignalRecipe) -> Series | None:
             f"no series at {' or '.join(signal.path)}",
             f"point signals.{key}.path at one of: {', '.join(sorted(file.series)) or 'none, it has no series'}",
         )
-    read = [_series(file.name, part, signal) for part in parts]
+    read = [_series(file, part, signal) for part in parts]
     if len(read) == 1:
         return read[0]
     for other in read[1:]:
@@ -58,19 +58,19 @@ def read_signal(file: NwbFile, key: str, signal: SignalRecipe) -> Series | None:
     return replace(read[0], place=place, value=value)
 
 
-def _series(name: str, series: StoredSeries, signal: SignalRecipe) -> Series:
-    value = samples(name, series)
+def _series(file: NwbFile, series: StoredSeries, signal: SignalRecipe) -> Series:
+    value = samples(file.name, series)
     if value.dtype.kind not in "fiub":
-        raise SessionError(name, f"{series.place} holds no numbers", "name another series")
+        raise SessionError(file.name, f"{series.place} holds no numbers", "name another series")
     value = value.astype(np.float64, copy=False).reshape(len(value), -1)
     if signal.conversion:
         if series.conversion != 1:
-            value *= series.conversion
+            value = value * series.conversion
         if series.channel_conversion is not None and len(series.channel_conversion) == value.shape[1]:
-            value *= series.channel_conversion[:]
+            value = value * series.channel_conversion[:]
         if series.offset and signal.clock != "period":  # there, offset is the time of the first sample
-            value += series.offset
-    return Series(series.place, times(name, series, signal.clock), value, series.unit)
+            value = value + series.offset
+    return Series(series.place, times(file, series, signal.clock), value, series.unit)
 
 
 def samples(name: str, series: StoredSeries) -> np.ndarray:
@@ -81,16 +81,22 @@ def samples(name: str, series: StoredSeries) -> np.ndarray:
     return np.asarray(series.data[:])
 
 
-def times(name: str, series: StoredSeries, clock: str = "") -> np.ndarray:
+def times(file: NwbFile, series: StoredSeries, clock: str = "") -> np.ndarray:
     """Times (N,) float64 s of the samples; by the clock `period`, offset (or starting_time) + i * rate."""
     count = series.data.shape[0]
     if clock == "period" and series.timestamps is None:
         return (series.offset or series.starting_time) + np.arange(count) * series.rate
     if series.timestamps is None and not series.rate > 0:
-        raise SessionError(name, f"{series.place} has neither timestamps nor a rate", "name another series")
-    time = series.times()
+        raise SessionError(file.name, f"{series.place} has neither timestamps nor a rate", "name another series")
+    time = file.clocks.get(series.clock)
+    if time is None:
+        time = series.times()
+        if series.clock is not None:
+            file.clocks[series.clock] = time
     if len(time) != count:
-        raise SessionError(name, f"{series.place} has {count} samples but {len(time)} timestamps", "fetch it again")
+        raise SessionError(
+            file.name, f"{series.place} has {count} samples but {len(time)} timestamps", "fetch it again"
+        )
     return time
 
 
@@ -101,7 +107,7 @@ def read_mask(file: NwbFile, key: str, phase: PhaseRecipe) -> Intervals | None:
         return None
     if len(parts) > 1:
         raise SessionError(file.name, f"phases.{key}.mask names {len(parts)} series", "name one")
-    value, time = samples(file.name, parts[0]), times(file.name, parts[0], phase.clock)
+    value, time = samples(file.name, parts[0]), times(file, parts[0], phase.clock)
     if value.dtype.kind not in "fiub" or value.size != len(value):
         raise SessionError(file.name, f"{parts[0].place} holds no truth values", "name another series")
     true = (value.reshape(-1) != 0) & (value.reshape(-1) == value.reshape(-1))  # NaN is not true

@@ -101,7 +101,7 @@ def _of_counts(file: NwbFile, series: StoredSeries, recipe: UnitsRecipe) -> Popu
     name, place = file.name, series.place
     if recipe.bin_time not in _BIN:
         raise SessionError(name, f"units.bin_time is {recipe.bin_time!r}", f"choose from {', '.join(_BIN)}")
-    counts, time = _whole(name, place, samples(name, series)), times(name, series)
+    counts, time = _whole(name, place, samples(name, series)), times(file, series)
     step = np.diff(time)
     width = float(np.median(step)) if len(step) else (1 / series.rate if series.rate > 0 else 0.0)
     if not width > 0 or not np.isfinite(time).all():

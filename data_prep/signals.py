@@ -1,5 +1,7 @@
 """Sampled behaviour: contiguous stretches, rates of change, resampling, outliers; nothing is ever computed across a gap."""
 
+import weakref
+
 import numpy as np
 
 from data_prep.recipe import OutlierRecipe
@@ -8,9 +10,19 @@ from data_prep.session import Intervals
 _FILLED = 2  # so many missing samples at most lie on a line between their neighbours; more are missing
 
 
+_intervals: dict[int, tuple[weakref.ref, float]] = {}  # of arrays that are still there: several rules ask each
+
+
 def sample_interval(time: np.ndarray) -> float:
     """Median distance of samples in seconds; 0 where there are fewer than two."""
-    return float(np.median(np.diff(time))) if len(time) > 1 else 0.0
+    if len(time) < 2:
+        return 0.0
+    known = _intervals.get(id(time))
+    if known is None or known[0]() is not time:
+        key = id(time)
+        known = weakref.ref(time, lambda _: _intervals.pop(key, None)), float(np.median(np.diff(time)))
+        _intervals[key] = known
+    return known[1]
 
 
 def finite_rows(value: np.ndarray) -> np.ndarray:
