@@ -1,5 +1,5 @@
-"""Numbers of units, spikes and samples -> an NWB file of that size in the layout of 000688, written fast; and the least
-work that any reader of its spikes has to do. For measurements of speed and memory."""
+"""Numbers of units, spikes and samples -> an NWB file of that size in the layout of 000688, written fast; and two
+yardsticks for `prepare`: the least work that ingestion can be, and the same work by way of pynwb's objects."""
 
 import os
 from dataclasses import dataclass
@@ -13,6 +13,12 @@ from hdmf.common import VectorData
 from pynwb.behavior import BehavioralTimeSeries, Position, SpatialSeries
 from pynwb.epoch import TimeIntervals
 from pynwb.file import Subject
+
+from data_prep.assembly import assemble
+from data_prep.nwb import recording_of
+from data_prep.nwb_objects import opened_objects
+from data_prep.recipe import Recipe
+from data_prep.store import save_session
 
 TRIAL_S = 3.0  # from one trial to the next
 _MOVES_S = 2.5  # of each: where behaviour is recorded only during trials
@@ -139,3 +145,11 @@ def least_work(path: Path, output: Path) -> int:
         (key & ((1 << bits) - 1)).astype(np.uint32).tofile(stream)
         os.fsync(stream.fileno())
     return len(key)
+
+
+def by_objects(path: Path, recipe: Recipe, output: Path) -> int:
+    """Spikes of a file that was read through pynwb's objects, assembled and stored as `prepare` does it."""
+    with opened_objects(path) as file:
+        session = assemble(recording_of(file, recipe), recipe)
+        save_session(session, output)
+    return len(session.spikes)

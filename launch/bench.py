@@ -5,18 +5,16 @@ a real short `pretrain`. Synthetic sessions by default; a folder of NWB files an
 """
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
-from data_prep.errors import ConfigError, DataError
+from data_prep.errors import ConfigError
 from data_prep.prepare import PrepareConfig, find_files
 from launch.bench_diagnose import diagnosed
+from launch.bench_ingest import IngestConfig, compared, made
 from launch.bench_learn import LearnConfig, learn
 from launch.bench_machine import circumstances, in_a_line
 from launch.bench_sessions import SYNTHETIC_RECIPE, reading_of, shards_of, simulated
@@ -35,11 +33,6 @@ STUDIES: dict[str, Callable[["BenchConfig", Path], None]] = {
     "learn": lambda config, folder: learn(config.learn, folder),
     "diagnose": lambda config, folder: diagnosed(config.training, config.diagnose, _shards_to_diagnose(config), folder),
 }
-# Peak memory of a command. A child begins with the peak of the process that forks it: so a small one stands between.
-WATCHER = (
-    "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]);"
-    "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
-)
 WARM_BATCHES, WARM_STEPS = 4, 5  # left out of the measurement
 
 
@@ -68,7 +61,9 @@ class BenchConfig:
     sessions: int = 3
     "simulated sessions, 1 to 8"
     repeats: int = 3
-    "times a file is ingested; the median counts"
+    "times the files are ingested; the median counts"
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    "what `bench ingest` makes and reads, where `nwb` is empty"
     seconds: float = 10.0
     "how long the loader is watched with each number of workers, seconds"
     workers: list[int] = field(default_factory=lambda: [0, 2])
@@ -103,10 +98,10 @@ def bench(config: BenchConfig) -> list[Measurement]:
     if config.what in STUDIES:
         STUDIES[config.what](config, folder / config.what)
         return []
-    reading = _reading(config)
     wanted = PARTS if config.what == "all" else (config.what,)
-    out = list(_ingestion(config, reading)) if "ingest" in wanted else []
+    out = list(_ingestion(config)) if "ingest" in wanted else []
     if set(wanted) - {"ingest"}:
+        reading = _reading(config)
         index = shards_of(reading, folder)
         for part, measure in (("loader", _loading), ("train", _training_speed)):
             if part in wanted:
@@ -129,27 +124,12 @@ def _shards_to_diagnose(config: BenchConfig) -> str:
     return config.diagnose.shards or str(shards_of(_reading(config), Path(config.output)).root)
 
 
-def _ingestion(config: BenchConfig, reading: PrepareConfig) -> Iterator[Measurement]:
-    """The largest file, read by `prepare` in a fresh process: spikes a second inside it, its whole time, its memory."""
-    file = max(find_files(reading)[1], key=lambda path: path.stat().st_size)
-    runs = [_ingest(config.recipe, file) for _ in range(config.repeats)]
-    of = f"{file.name}, {file.stat().st_size / 1e6:.1f} MB, {runs[0]['spikes']:,} spikes, median of {len(runs)}"
-    yield Measurement("ingestion", median(run["spikes"] / run["took_s"] for run in runs), "spikes/s", of)
-    yield Measurement("prepare, from start to end", median(run["wall_s"] for run in runs), "s", of)
-    yield Measurement("prepare, peak memory", median(run["peak_mb"] for run in runs), "MB", of)
-
-
-def _ingest(recipe: str, file: Path) -> dict:
-    with TemporaryDirectory() as output:
-        command = [sys.executable, "-m", "launch", "prepare", recipe, f"source={file}", f"output={output}", "workers=0"]
-        began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", WATCHER, *command], capture_output=True, text=True)
-        wall_s = time.perf_counter() - began
-        if done.returncode:
-            raise DataError(file, f"refused: {done.stderr.strip()[-300:]}", "measure files that its recipe reads")
-        row = json.loads((Path(output) / "report.json").read_text(encoding="utf-8"))["rows"][0]
-    peak = int(done.stdout.splitlines()[-1]) * (1024 if sys.platform != "darwin" else 1)  # KiB, on macOS bytes
-    return {"spikes": row["spikes"], "took_s": row["took_s"], "wall_s": wall_s, "peak_mb": peak / 1e6}
+def _ingestion(config: BenchConfig) -> Iterator[Measurement]:
+    """`prepare` over the config's NWB files, or over those of `ingest`, beside what no reader can beat and beside pynwb."""
+    nwb = Path(config.nwb) if config.nwb else made(config.ingest, Path(config.output))
+    recipe = config.recipe if config.nwb else config.ingest.recipe
+    for what, value, unit, of in compared(nwb, recipe, config.repeats):
+        yield Measurement(what, value, unit, of)
 
 
 def _loading(config: BenchConfig, index: ShardIndex) -> Iterator[Measurement]:

@@ -77,6 +77,7 @@ OURS = {
         "data_prep.errors",
         "data_prep.prepare",
         "data_prep.synthetic",
+        "data_prep.nwb_bulk",  # files for measurements, and yardsticks
         "data_prep.recipe",
         "sharding.shard",
         "sharding.index",

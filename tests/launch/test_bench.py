@@ -43,6 +43,16 @@ def test_the_machine_is_named():
     assert " cores" in machine()
 
 
+def test_ingestion_is_compared_over_the_files_it_made(small):
+    words = ["repeats=1", "ingest.sessions=2", "ingest.seconds=60", "ingest.units=[4, 6]", "ingest.behaviour_hz=[50]"]
+    measured = bench(load(BenchConfig, None, ["what=ingest", *words]))
+    value = {(m.what, m.unit): m.value for m in measured}
+    assert len(list((small / "bench").rglob("*.nwb"))) == 2
+    assert all("2 files" in m.of and f"{(4 + 6) * 60 * 13:,} spikes" in m.of and m.value > 0 for m in measured)
+    ours, floor = value["ingestion", "spikes/s"], value["the floor", "spikes/s"]
+    assert value["ingestion against the floor", "ratio"] == ours / floor
+
+
 @pytest.mark.slow
 def test_every_part_measures_something(small):
     words = [*SMALL, "seconds=0.5", "workers=[0, 1]", "training.trainer.steps=8", "training.loader.batch_windows=4"]
