@@ -6,13 +6,15 @@ BIN    := $(VENV)/bin
 NWB    ?=
 RECIPE ?=
 DEMO   ?= demo
+# processes that share the tests, a file of them at a time
+JOBS   ?= 2
 
 .PHONY: demo test install clean
 demo: $(VENV)/.installed
 	$(BIN)/spikeloom demo output="$(DEMO)" $(if $(NWB),nwb="$(NWB)") $(if $(RECIPE),recipe="$(RECIPE)")
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST)
 
 install: $(VENV)/.installed
 

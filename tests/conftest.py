@@ -1,5 +1,6 @@
 """What every test may ask for: the real recordings, where they are, and quiet single-threaded numerics."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -11,6 +12,12 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ.setdefault("WANDB_MODE", "offline")  # no test talks to a server
 
 REPOSITORY = Path(__file__).parents[1]
+
+
+def pytest_collection_finish() -> None:
+    """What collecting has imported stays: the garbage collector need not walk it again in every test."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
