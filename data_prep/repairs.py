@@ -139,7 +139,8 @@ def clock_reset(recording: Recording) -> Recording:
     """Blocks after a reset of the clock moved to 60 s after the block before, in spikes, series and trials alike.
 
     A reset shows in the trials: one starts before the one above it ended. A unit whose spike times do not fall back
-    as often is dropped, as nobody can say which block its spikes belong to; a series that does not is refused.
+    as often is dropped, as nobody can say which block its spikes belong to, and so is another table or a mask; a series
+    that does not is refused.
     """
     table = recording.tables.get("trials", {})
     if len(table.get("start_time", ())) < 2:
@@ -159,9 +160,15 @@ def clock_reset(recording: Recording) -> Recording:
     seen += [_extent(table[name], trial_block, resets) for name in ("start_time", "stop_time")]
     seen += [_extent(time, _blocks_of(time), resets) for time in trains.trains()]
     shift = _shifts(np.array(seen))
-    trials = {
-        name: values + shift[trial_block] if _is_moment(name, table) else values for name, values in table.items()
-    }
+    tables, lost = {"trials": _moved(table, trial_block, shift)}, [*recording.masks]
+    for name, other in recording.tables.items():
+        if name not in tables and len(other.get("start_time", ())):
+            block = _overlaps(other["start_time"], other["stop_time"])
+            if block[-1] == resets:
+                tables[name] = _moved(other, block, shift)
+            else:
+                lost.append(name)
+    unclear = (f"without the resets of the clock, so left out: {', '.join(lost)}",) if lost else ()
     series = {name: replace(one, time=one.time + shift[series_block[name]]) for name, one in recording.series.items()}
     note = f"clock reset {resets} times: later blocks moved to {PAUSE_S:g} s after the one before"
     return replace(
@@ -169,9 +176,14 @@ def clock_reset(recording: Recording) -> Recording:
         spikes=trains.changed(lambda time: time + shift[_blocks_of(time)]),
         series=series,
         observed=_observed(recording, keep, shift, resets),
-        tables={**recording.tables, "trials": trials},
-        notes=(*recording.notes, note, *dropped),
+        tables=tables,
+        masks={},
+        notes=(*recording.notes, note, *dropped, *unclear),
     )
+
+
+def _moved(table: dict[str, np.ndarray], block: np.ndarray, shift: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: values + shift[block] if _is_moment(name, table) else values for name, values in table.items()}
 
 
 def _is_moment(name: str, table: dict[str, np.ndarray]) -> bool:

@@ -8,6 +8,7 @@ import pytest
 from data_prep.errors import SessionError
 from data_prep.recording import Recording, Series, SpikeTrains
 from data_prep.repairs import PAUSE_S, REPAIRS, clock_reset, drop_overlapping_trials, repair
+from data_prep.session import Intervals
 
 
 def recording(spikes: list, series: np.ndarray, starts, stops, observed=()) -> Recording:
@@ -83,6 +84,17 @@ def test_a_clock_reset_is_undone():
     assert np.allclose(mended.observed[0], [[0, 10], [0.25 + shift, 10.25 + shift]]) and len(mended.observed) == 3
     assert any("clock reset 1 times" in note for note in mended.notes)
     assert any("1 units without matching resets" in note for note in mended.notes)
+
+
+def test_other_tables_follow_the_reset_or_go():
+    spoiled = recording([[1.0, 9, 1, 9]], [0, 5, 9, 0, 5, 9], [0, 5, 0, 5], [4, 9, 4, 9])
+    shown = {"start_time": np.array([0.0, 0.0]), "stop_time": np.array([9.0, 9.0]), "tags": np.array(["a", "b"])}
+    unclear = {"start_time": np.array([3.0]), "stop_time": np.array([4.0])}
+    tables = {**spoiled.tables, "epochs": shown, "invalid_times": unclear}
+    mended = clock_reset(replace(spoiled, tables=tables, masks={"good": Intervals.of([(0, 9)])}))
+    assert mended.tables["epochs"]["start_time"].tolist() == [0, 9 + PAUSE_S]
+    assert set(mended.tables) == {"trials", "epochs"} and mended.masks == {}
+    assert mended.notes[-1].endswith("left out: good, invalid_times")
 
 
 def test_a_series_without_the_reset_is_refused():
