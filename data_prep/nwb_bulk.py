@@ -124,7 +124,7 @@ def _exchanged(units: h5py.Group, name: str, shape: tuple[int, ...], dtype: type
     old = units[name]
     attributes = dict(old.attrs)
     del units[name]
-    chunks = (min(1 << 17, shape[0]), *shape[1:])
+    chunks = (min(1 << 17, shape[0]), *shape[1:]) if name == "waveforms" else None  # else contiguous, as pynwb writes
     fresh = units.create_dataset(name, shape, dtype, chunks=chunks)
     fresh.attrs.update(attributes)
     if f"{name}_index" in units:

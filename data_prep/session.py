@@ -5,6 +5,7 @@ Times are float64 seconds on the file's clock, intervals are half-open [start, s
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 import numpy as np
 
@@ -22,10 +23,8 @@ class Intervals:
     @staticmethod
     def of(pairs) -> "Intervals":
         """Intervals from (start, stop) pairs in any order; empty and negative ones are left out."""
-        array = np.asarray(list(pairs), dtype=np.float64).reshape(-1, 2)
-        array = array[array[:, 1] > array[:, 0]]
-        array = array[np.argsort(array[:, 0], kind="stable")]
-        return Intervals(array[:, 0].copy(), array[:, 1].copy())
+        pairs = sorted(((float(a), float(b)) for a, b in pairs if b > a), key=itemgetter(0))
+        return Intervals(*(np.array([pair[k] for pair in pairs], dtype=np.float64) for k in (0, 1)))
 
     def __len__(self) -> int:
         return len(self.start)

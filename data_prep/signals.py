@@ -108,7 +108,7 @@ def _in_pauses(grid: np.ndarray, time: np.ndarray, longest_s: float) -> np.ndarr
 
 def grown(mask: np.ndarray, width: int) -> np.ndarray:
     """Mask (N,) with every run `width` samples longer in all, the larger half before it where `width` is odd."""
-    if width <= 0 or not mask.any():
+    if width <= 0 or not mask.any() or mask.all():
         return mask.copy()
     total = np.concatenate([[0], np.cumsum(mask)])
     index = np.arange(len(mask))
