@@ -1,4 +1,4 @@
-"""How names of series are understood, and how a proposed recipe is written: any text survives, remarks stand where they belong."""
+"""How names of series are understood, and how a proposed recipe is written: any text survives, remarks stand in place."""
 
 from dataclasses import replace
 
