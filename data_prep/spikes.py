@@ -116,7 +116,7 @@ def _merged(time: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Iterator[t
         part = np.concatenate([time[a:b] for a, b in zip(low.tolist(), high.tolist())])
         if len(part):
             order = _stable_order(part)
-            yield part[order], np.repeat(rows, high - low)[order]
+            yield part.take(order), np.repeat(rows, high - low).take(order)
 
 
 def _stable_order(time: np.ndarray) -> np.ndarray:
@@ -130,13 +130,15 @@ def _stable_order(time: np.ndarray) -> np.ndarray:
         scale = 65535 / (high - low)
         if not (len(time) > 256 and np.isfinite(scale)):
             return np.argsort(time, kind="stable")
-        cell = ((time - low) * scale).astype(np.uint16)
+        place = time - low
+        place *= scale
+        cell = place.astype(np.uint16)
     order = np.argsort(cell, kind="stable")
-    sorted_time = time[order]
+    sorted_time = time.take(order)
     wrong = np.flatnonzero(sorted_time[1:] < sorted_time[:-1])
     if len(wrong):
-        cell, mixed = cell[order], np.zeros(65536, dtype=bool)
-        mixed[cell[wrong]] = True
-        among = np.flatnonzero(mixed[cell])
-        order[among] = order[among[np.argsort(sorted_time[among], kind="stable")]]
+        cell, mixed = cell.take(order), np.zeros(65536, dtype=bool)
+        mixed[cell.take(wrong)] = True
+        among = np.flatnonzero(mixed.take(cell))
+        order[among] = order.take(among.take(np.argsort(sorted_time.take(among), kind="stable")))
     return order

@@ -111,7 +111,8 @@ def _write(file: h5py.File, session: Session) -> None:
     _write_spikes(file, session.spikes)
     arrays = {}
     for name, signal in session.signals.items():
-        arrays |= {f"signals/{name}/{part}": getattr(signal, part) for part in ("time", "value", "valid")}
+        _write_times(file, session, name)
+        arrays |= {f"signals/{name}/{part}": getattr(signal, part) for part in ("value", "valid")}
     intervals = {
         "trials": session.trials,
         "domain": session.domain,
@@ -140,6 +141,18 @@ def _write(file: h5py.File, session: Session) -> None:
     }
     file["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     file.attrs["spikeloom_session"] = FORMAT
+
+
+def _write_times(file: h5py.File, session: Session, name: str) -> None:
+    """Sample times of a signal; those of an earlier one by a second name where they are the same."""
+    time = session.signals[name].time
+    for earlier, signal in session.signals.items():
+        if earlier == name:
+            file[f"signals/{name}/time"] = time
+            return
+        if np.array_equal(signal.time, time):
+            file[f"signals/{name}/time"] = file[f"signals/{earlier}/time"]
+            return
 
 
 def _write_spikes(file: h5py.File, spikes: Spikes) -> None:

@@ -156,3 +156,21 @@ def test_checks_name_what_is_wrong(session, what):
 def test_signal_type_is_what_the_session_promises(session):
     signal = session.signals["cursor_vel"]
     assert isinstance(signal, Signal) and signal.value.dtype == np.float32 and session.spikes.unit.dtype == np.uint32
+
+
+def test_times_that_signals_share_are_stored_once(session, tmp_path):
+    velocity = session.signals["cursor_vel"]
+    late = replace(velocity, name="late", time=velocity.time + 1)
+    twin = replace(velocity, name="twin", time=velocity.time.copy(), value=2 * velocity.value)
+    signals = {"cursor_vel": velocity, "late": late, "twin": twin}
+    path = save_session(replace(session, signals=signals), tmp_path)
+    with h5py.File(path, "r") as file:
+        assert file["signals/twin/time"] == file["signals/cursor_vel/time"] != file["signals/late/time"]
+    for name, loaded in load_session(path).signals.items():
+        assert np.array_equal(loaded.time, signals[name].time) and np.array_equal(loaded.value, signals[name].value)
+
+
+def test_a_long_id_has_a_name_that_file_systems_take(tmp_path):
+    one, other = (session_path(f"x/{'y' * 400}{end}", tmp_path) for end in "ab")
+    assert one != other and len(one.name) < 200 and one == session_path(f"x/{'y' * 400}a", tmp_path)
+    assert session_path("x/short", tmp_path).name == "x__short.h5"
