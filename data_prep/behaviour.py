@@ -99,8 +99,12 @@ def _check_size(where: str, recipe: SignalRecipe, value: np.ndarray, stated: str
     """Raise SessionError where values (n, K) are not of plausible size, with the unit of measure that would explain it."""
     if not recipe.plausible:
         return
-    low, high = recipe.plausible
-    size = float(np.percentile(norm(value), 99.9))
+    (low, high), length = recipe.plausible, norm(value)
+    # counting is several times faster than a percentile, and decides but for the rarest case
+    rare = 0.001 * len(length)
+    if np.count_nonzero(length > high) < rare - 1 and np.count_nonzero(length >= low) > rare + 1:
+        return
+    size = float(np.percentile(length, 99.9))
     if low <= size <= high:
         return
     fitting = [name for name, times in swaps(stated).items() if low <= size * times <= high]

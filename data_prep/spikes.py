@@ -37,9 +37,12 @@ def _in_memory(where: str, trains: SpikeTrains, total: int) -> tuple[Spikes, Fau
     time, stop = trains.read(0, len(trains)), np.cumsum(trains.count)
     faults = _sorted_each(where, time, trains.count)
     merged, unit, done = np.empty(total), np.empty(total, dtype=np.uint32), 0
-    for part, rows in _merged(time, stop - trains.count, stop):
-        merged[done : done + len(part)], unit[done : done + len(part)] = part, rows
-        done += len(part)
+    for part, rows, order in _merged(time, stop - trains.count, stop):
+        here = slice(done, done + len(part))
+        # clip spares the copy that take makes where an index might be wrong; none is
+        part.take(order, out=merged[here], mode="clip")
+        rows.take(order, out=unit[here], mode="clip")
+        done = here.stop
     return Spikes(merged, unit), faults
 
 
@@ -64,9 +67,9 @@ def _by_scratch(where: str, trains: SpikeTrains, total: int) -> tuple[Spikes, Fa
     for low, high in pairwise(np.concatenate([start[None], cuts, edges[None]])):
         piece = np.concatenate([np.zeros(0), *(each[a:b] for a, b in zip(low.tolist(), high.tolist()))])
         stop = np.cumsum(high - low)
-        for part, rows in _merged(piece, stop - (high - low), stop):
-            time.put(done, part)
-            unit.put(done, rows)
+        for part, rows, order in _merged(piece, stop - (high - low), stop):
+            time.put(done, part.take(order))
+            unit.put(done, rows.take(order))
             done += len(part)
     return Spikes(time, unit), Faults(np.concatenate(falls), close)
 
@@ -101,8 +104,10 @@ def _runs(count: np.ndarray, at_most: int) -> Iterator[tuple[int, int]]:
     return ((int(a), int(b)) for a, b in pairwise(edges) if b > a)
 
 
-def _merged(time: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Merge units that are sorted each, slice of time by slice of time: (time (s,), unit (s,) uint32) of each slice."""
+def _merged(
+    time: np.ndarray, start: np.ndarray, stop: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Merge units that are sorted each, slice of time by slice of time: times (s,), units (s,) uint32 and their order (s,)."""
     if len(time) == 0:
         return
     slices = max(1, len(time) // _AT_ONCE)
@@ -115,8 +120,7 @@ def _merged(time: np.ndarray, start: np.ndarray, stop: np.ndarray) -> Iterator[t
     for low, high in pairwise(bounds):
         part = np.concatenate([time[a:b] for a, b in zip(low.tolist(), high.tolist())])
         if len(part):
-            order = _stable_order(part)
-            yield part.take(order), np.repeat(rows, high - low).take(order)
+            yield part, np.repeat(rows, high - low), _stable_order(part)
 
 
 def _stable_order(time: np.ndarray) -> np.ndarray:

@@ -99,7 +99,7 @@ def _refuse_namesake(path: Path, session: Session) -> None:
         other, own = describe(path).provenance, session.provenance
     except SessionError:
         return  # not a session that could be read: replacing it loses nothing
-    if other.get("file") != own.get("file") and other.get("sha256") != own.get("sha256"):
+    if other.get("file") != own.get("file") and other.get("digest") != own.get("digest"):
         raise SessionError(
             session.id,
             f"already stored from {other.get('file')}",
@@ -108,7 +108,7 @@ def _refuse_namesake(path: Path, session: Session) -> None:
 
 
 def _write(file: h5py.File, session: Session) -> None:
-    _write_spikes(file, session.spikes)
+    _write_spikes(file, session.spikes, len(session.units))
     arrays = {}
     for name, signal in session.signals.items():
         _write_times(file, session, name)
@@ -155,14 +155,14 @@ def _write_times(file: h5py.File, session: Session, name: str) -> None:
             return
 
 
-def _write_spikes(file: h5py.File, spikes: Spikes) -> None:
+def _write_spikes(file: h5py.File, spikes: Spikes, units: int) -> None:
     """Both arrays contiguous, part by part: those of a large session are never whole in memory."""
     time = file.create_dataset("spikes/time", (len(spikes),), np.float64)
-    unit = file.create_dataset("spikes/unit", (len(spikes),), np.uint32)
+    unit = file.create_dataset("spikes/unit", (len(spikes),), np.uint16 if units <= 1 << 16 else np.uint32)
     done = 0
     for times, units in spikes.parts():
         here = slice(done, done + len(times))
-        time[here], unit[here], done = times, units, here.stop
+        time[here], unit[here], done = times, units.astype(unit.dtype), here.stop
 
 
 @contextlib.contextmanager
@@ -216,7 +216,7 @@ def load_session(path: Path) -> Session:
             subject=header["subject"],
             paradigm=header["paradigm"],
             units=Units(**{key: tuple(values) for key, values in header["units"].items()}),
-            spikes=Spikes(file["spikes/time"][:], file["spikes/unit"][:]),
+            spikes=Spikes(file["spikes/time"][:], file["spikes/unit"][:].astype(np.uint32)),
             signals=signals,
             trials=intervals("trials"),
             domain=intervals("domain"),

@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 from data_prep.errors import SessionError
 from data_prep.measure import factor, per_second, swaps
 from data_prep.recipe import OutlierRecipe
-from data_prep.signals import at_rest, covered, differentiate, grown, marked, outliers, resample, stretches
+from data_prep.signals import (
+    at_rest,
+    covered,
+    differentiate,
+    grown,
+    marked,
+    outliers,
+    resample,
+    sample_interval,
+    stretches,
+)
 
 
 def broken_clock(lengths: list[int], hz: float = 100.0, pause: float = 0.5) -> np.ndarray:
@@ -183,3 +193,10 @@ def test_unit_of_a_rate_of_change():
     assert (
         per_second("cm") == "cm/s" and per_second("mm/s") == "mm/s^2" and factor("here", per_second("m"), "cm/s") == 100
     )
+
+
+def test_the_interval_of_a_long_series_is_that_of_most_of_its_samples():
+    step = np.tile([0.001, 0.003, 0.003], 30_000)  # intervals that take turns, and pauses
+    step[::900] = 5.0
+    assert sample_interval(np.cumsum(step)) == pytest.approx(0.003)
+    assert sample_interval(np.cumsum(step)) == pytest.approx(float(np.median(step)))

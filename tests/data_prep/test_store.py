@@ -91,14 +91,14 @@ def test_other_files_and_formats_are_refused(session, tmp_path):
 
 def test_two_files_cannot_claim_one_id(session, tmp_path):
     def source(file: str, digest: str) -> Session:
-        return replace(session, provenance={**session.provenance, "file": file, "sha256": digest})
+        return replace(session, provenance={**session.provenance, "file": file, "digest": digest})
 
     save_session(source("a.nwb", "1"), tmp_path)
     save_session(source("a.nwb", "2"), tmp_path)  # the file has changed
     save_session(source("moved.nwb", "2"), tmp_path)  # or moved
     with pytest.raises(SessionError, match="already stored from moved.nwb"):
         save_session(source("b.nwb", "3"), tmp_path)
-    assert describe(list_sessions(tmp_path)[0]).provenance["sha256"] == "2" and len(list(tmp_path.glob(".*"))) == 0
+    assert describe(list_sessions(tmp_path)[0]).provenance["digest"] == "2" and len(list(tmp_path.glob(".*"))) == 0
 
 
 def spoiled(session: Session, what: str) -> Session:
