@@ -42,6 +42,8 @@ class PrepareConfig:
     "Which share of the files is read: i/N, the same in every process that is told so; `slurm` takes it from the array job."
     archive: ArchiveConfig = field(default_factory=ArchiveConfig)
     "How a DANDI archive is asked."
+    limit_s: float = 14400.0
+    "Seconds after which a file (its download included) is given up and refused, where workers read: it may be damaged."
 
 
 def prepare(
@@ -61,7 +63,7 @@ def prepare(
         on_start(assets)
     with _writable(shelf) as staging:
         task = Task(config.recipe, source, shelf, staging)
-        for row in _rows(task, jobs_of(source, assets, shelf.stored(config.recipe)), config.workers):
+        for row in _rows(task, jobs_of(source, assets, shelf.stored(config.recipe)), config):
             rows.append(row)
             if on_row:
                 on_row(row)
@@ -143,24 +145,28 @@ def _writable(shelf: Shelf) -> Iterator[Path]:
         yield staging
 
 
-def _rows(task: Task, jobs: list[Job], workers: int) -> Iterator[Row]:
+def _rows(task: Task, jobs: list[Job], config: PrepareConfig) -> Iterator[Row]:
     """Rows as they are done; the largest files come first where several processes share them, so that none ends late."""
+    workers = config.workers
     if workers <= 0:
         yield from (carry_out(task, job) for job in jobs)
         return
     jobs = sorted(jobs, key=lambda job: -job.asset.size) if workers > 1 else jobs
     modules = [carry_out.__module__, type(task.source).__module__]
-    with contextlib.closing(answers(partial(carry_out, task), jobs, workers, modules)) as done:
+    with contextlib.closing(answers(partial(carry_out, task), jobs, workers, modules, config.limit_s)) as done:
         for job, answer in done:
-            yield _of_the_dead(task, job, answer) if isinstance(answer, Died) else answer
+            yield _of_the_dead(task, job, answer, config.limit_s) if isinstance(answer, Died) else answer
 
 
-def _of_the_dead(task: Task, job: Job, death: Died) -> Row:
-    file, hint = job.asset.path, "read it alone with workers=0 to see why"
-    if death.exit_code == -9:
+def _of_the_dead(task: Task, job: Job, death: Died, limit_s: float) -> Row:
+    file, found = job.asset.path, f"the process that read it died ({death})"
+    hint = "read it alone with workers=0 to see why"
+    if death.overdue:
+        found, hint = f"took longer than {limit_s:g} s", "leave it out if it is damaged, or raise limit_s"
+    elif death.exit_code == -9:
         hint = "most likely the memory did not suffice: try fewer workers"
     task.shelf.remove(list(job.own))
-    return described(Row(file, REFUSED, message=f"{file}: the process that read it died ({death}); {hint}"), task, job)
+    return described(Row(file, REFUSED, message=f"{file}: {found}; {hint}"), task, job)
 
 
 def _facts(session: Session, recipe: str) -> list[str]:

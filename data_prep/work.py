@@ -3,9 +3,12 @@
 import contextlib
 import fnmatch
 import hashlib
+import os
 import re
+import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,7 +61,8 @@ def carry_out(task: Task, job: Job) -> Row:
     """The row of one asset, whatever happens to it."""
     began, asset = time.perf_counter(), job.asset
     try:
-        row = _Work(task, job).row()
+        with _scratch_in(task.staging):
+            row = _Work(task, job).row()
     except MendableError as error:
         row = Row(asset.path, REFUSED, message=str(error))
     except MemoryError:
@@ -71,6 +75,17 @@ def carry_out(task: Task, job: Job) -> Row:
         with contextlib.suppress(OSError):
             task.shelf.remove(list(job.own))  # what is stored must be what the recipe makes of the file as it is
     return described(replace(row, took_s=round(time.perf_counter() - began, 3)), task, job)
+
+
+@contextlib.contextmanager
+def _scratch_in(folder: Path) -> Iterator[None]:
+    """Temporary files lie where sessions are written: /tmp is memory on many clusters. TMPDIR overrules it."""
+    before = tempfile.tempdir
+    tempfile.tempdir = before if "TMPDIR" in os.environ else str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 def described(row: Row, task: Task, job: Job) -> Row:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -212,6 +213,40 @@ def test_a_worker_that_dies_is_one_refused_row(nwb, config, tmp_path, monkeypatc
     assert report.rows[1].message.startswith("b.nwb: the process that read it died (signal 9); most likely the memory")
     assert stored(tmp_path / "out") == ["small__Ada_a.h5", "small__Ada_c.h5"]
     assert seen(tmp_path / "out") == ["report.json", "small__Ada_a.h5", "small__Ada_c.h5"]
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_temporary_files_lie_beside_the_sessions_unless_a_folder_is_chosen(nwb, config, tmp_path, monkeypatch, chosen):
+    nwb("in/a.nwb")
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.delenv("TMPDIR", raising=False)
+    if chosen:
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+    opened, folders = work.opened_session, []
+
+    def watched(*words):
+        folders.append(Path(tempfile.gettempdir()))
+        return opened(*words)
+
+    monkeypatch.setattr(work, "opened_session", watched)
+    assert prepare(config).exit_code == 0
+    assert folders[0] == tmp_path if chosen else folders[0].parent == tmp_path / "out" / ".prepare"
+
+
+def endless(task, job):
+    """What a worker does in the next test."""
+    while job.asset.path == "b.nwb":
+        pass
+    return work.carry_out(task, job)
+
+
+def test_a_file_that_holds_its_reader_for_ever_is_given_up(nwb, config, tmp_path, monkeypatch):
+    for name in ("a", "b", "c"):
+        nwb(f"in/{name}.nwb")
+    monkeypatch.setattr(stage, "carry_out", endless)
+    report = prepare(replace(config, workers=1, limit_s=2.0))
+    assert statuses(report) == {"a.nwb": "read", "b.nwb": "refused", "c.nwb": "read"}
+    assert report.rows[1].message == "b.nwb: took longer than 2 s; leave it out if it is damaged, or raise limit_s"
 
 
 def test_a_fault_of_ours_is_told_with_its_trace(nwb, config, tmp_path, monkeypatch):
