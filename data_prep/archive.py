@@ -144,7 +144,7 @@ class ArchiveSource(Source):
 
 
 def open_archive(where: str, wanted: Wanted, config: ArchiveConfig, recipe: Recipe, output: Path) -> ArchiveSource:
-    """The source of an archive's address, or of the recipe's dandiset for `dandi`; see `source.open_source`."""
+    """The source of an archive's address, or of the recipe's dandiset for `dandi`; see `open_source`."""
     place, url = find_place(where, config, recipe)
     with connect(DandiInstance(place.instance, None, place.api), config, check_token=True) as client:
         listing, notes = _listing(client, place, config, output)

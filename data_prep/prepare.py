@@ -9,6 +9,7 @@ from pathlib import Path
 from data_prep.assembly import opened_session
 from data_prep.errors import ConfigError, SessionError
 from data_prep.nwb import look
+from data_prep.open_source import open_source
 from data_prep.part import Part, part_of
 from data_prep.pool import Died, answers
 from data_prep.recipe import Recipe
@@ -16,7 +17,7 @@ from data_prep.recipe_check import check_recipe
 from data_prep.report import KEPT, READ, REFUSED, PrepareReport, Row, write_report
 from data_prep.session import Session
 from data_prep.shelf import Shelf
-from data_prep.source import ArchiveConfig, Asset, Source, open_source
+from data_prep.source import ArchiveConfig, Asset, Source
 from data_prep.work import Job, Task, carry_out, described, jobs_of, roster_of
 
 __all__ = ["KEPT", "READ", "REFUSED", "PrepareConfig", "PrepareReport", "Row", "find_files", "prepare", "preview"]

@@ -1,15 +1,14 @@
 """A place that files come from (a folder, a file, a pinned version of a dandiset) -> its assets, and each opened for reading."""
 
 import contextlib
-import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from data_prep.errors import ConfigError, SessionError
-from data_prep.recipe import Recipe
+from data_prep.errors import ConfigError
 
 ZARR_MARKS = (".zgroup", ".zmetadata", "zarr.json")  # a folder with one of them is one zarr file
 
@@ -59,120 +58,24 @@ class ArchiveConfig:
     "Most seconds waited between the tries of one request; a server that asks for more is not waited for."
 
 
-class Source:
+class Source(ABC):
     """Files of one collection. A Source can be pickled and holds no connection, so workers open assets themselves."""
 
     name: str  # where the files are, for people
     assets: tuple[Asset, ...]  # those asked for, by path
     notes: tuple[str, ...] = ()  # what a person should know of the listing, such as a draft that has moved on
 
+    @abstractmethod
     def siblings(self, asset: Asset) -> tuple[Asset, ...]:
         """Every asset in the same folder, asked for or not."""
-        raise NotImplementedError
 
+    @abstractmethod
     def opened(self, asset: Asset) -> contextlib.AbstractContextManager[Path | RemoteFile]:
         """The asset, whole and verified as a path, or as a remote file; raises SessionError where it cannot be had."""
-        raise NotImplementedError
 
+    @abstractmethod
     def provenance(self, asset: Asset) -> dict[str, str]:
         """Where it came from; ask after it was opened, which adds what was learnt then."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class FolderSource(Source):
-    """Files below a folder."""
-
-    root: str
-    assets: tuple[Asset, ...]
-
-    @property
-    def name(self) -> str:
-        return self.root
-
-    def siblings(self, asset: Asset) -> tuple[Asset, ...]:
-        folder = (Path(self.root) / asset.path).parent
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_file() or is_zarr(entry))
-        return tuple(_local_asset(Path(self.root), folder / name) for name in names if not name.startswith("."))
-
-    @contextlib.contextmanager
-    def opened(self, asset: Asset) -> Iterator[Path]:
-        path = Path(self.root) / asset.path
-        if not path.exists():
-            raise SessionError(
-                asset.path, "the file is gone, or a link to nothing", "fetch it (datalad get), or check source"
-            )
-        yield path
-
-    def provenance(self, asset: Asset) -> dict[str, str]:
-        return {"collection": os.path.realpath(self.root)}
-
-
-def open_source(
-    where: str, files: Sequence[str], subjects: Sequence[str], archive: ArchiveConfig, recipe: Recipe, output: Path
-) -> Source:
-    """The source `where` names: `dandi` (the recipe's dandiset), a dandi:// or http(s):// URL, a folder or a file.
-
-    `files` are patterns of paths ("**/*.nwb": `*` stays within a folder, `**` does not), `subjects` names X of sub-X.
-    Raises ConfigError where nothing fits them, SessionError where the place cannot be reached.
-    """
-    if not where:
-        raise ConfigError(
-            "source", "empty", "say source=<folder of NWB files>, source=dandi or the URL of a dandiset's version"
-        )
-    if is_archive(where):
-        from data_prep.archive import open_archive  # half a second of imports that a folder needs none of
-
-        return open_archive(where, Wanted(tuple(files), tuple(subjects)), archive, recipe, output)
-    return open_folder(where, Wanted(tuple(files), tuple(subjects)))
-
-
-def is_archive(where: str) -> bool:
-    """Whether a source is an archive's; a folder of the name dandi is ./dandi."""
-    return where == "dandi" or re.match(r"(dandi|https?)://|[A-Za-z-]+:\d{6}(/|$)", where) is not None
-
-
-def open_folder(where: str, wanted: "Wanted") -> FolderSource:
-    """Files of a folder that are wanted; a single file is wanted whatever its name."""
-    place = Path(where).expanduser()
-    if not place.exists():
-        raise SessionError(where, "no such file or folder", "check source")
-    if place.is_file() or is_zarr(place):
-        return FolderSource(str(place.parent), (_local_asset(place.parent, place),))
-    paths = {path.relative_to(place).as_posix(): path for path in _walk(place)}
-    return FolderSource(str(place), tuple(_local_asset(place, paths[name]) for name in wanted.of(where, paths)))
-
-
-def is_zarr(path: Path) -> bool:
-    return any((path / mark).exists() for mark in ZARR_MARKS)
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """Files and zarr folders below a folder, links followed once; hidden ones are no data (.part, ._name of macOS)."""
-    seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        here, inner = Path(folder), [name for name in folders if not name.startswith(".")]
-        zarrs = {name for name in inner if is_zarr(here / name)}
-        folders[:] = [name for name in inner if name not in zarrs]
-        yield from (here / name for name in (*names, *zarrs) if not name.startswith("."))
-
-
-def _local_asset(root: Path, path: Path) -> Asset:
-    name = path.relative_to(root).as_posix()
-    try:
-        if not path.is_dir():
-            told = path.stat()
-            return Asset(name, told.st_size, modified=str(told.st_mtime_ns))
-    except OSError:  # a link to nothing (git-annex, datalad): refused when it is opened, so that the others go on
-        return Asset(name, 0)
-    parts = [part.stat() for part in path.rglob("*") if part.is_file()]
-    modified = max((part.st_mtime_ns for part in parts), default=0)
-    return Asset(name, sum(part.st_size for part in parts), modified=str(modified), zarr=True)
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ DOORS = {
 }
 # What a file may import inside a function: a module with a costly library that most runs do not need.
 LATE = {
-    "data_prep/source.py": ("data_prep.archive",),  # dandi: half a second
+    "data_prep/open_source.py": ("data_prep.archive",),  # dandi: half a second
     "data_prep/nwb.py": ("data_prep.nwb_objects",),  # pynwb: a second
 }
 DRAWERS = ("utils", "common", "helpers", "base")

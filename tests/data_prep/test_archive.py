@@ -11,8 +11,9 @@ import pytest
 from dandi import consts, utils
 
 from data_prep.errors import ConfigError, MendableError, SessionError
+from data_prep.open_source import open_source
 from data_prep.recipe import Recipe
-from data_prep.source import ArchiveConfig, Source, open_source
+from data_prep.source import ArchiveConfig, Source
 from tests.data_prep.archive_double import STALL_S, VERSION, Double, Rule, cut, html, stall, status
 
 QUICK = ArchiveConfig(timeout_s=1.0, retries=3, backoff_s=0.01, wait_s=3.0)

@@ -17,8 +17,9 @@ import pytest
 
 from data_prep.archive_fetch import digest_of
 from data_prep.errors import SessionError
+from data_prep.open_source import open_source
 from data_prep.recipe import Recipe
-from data_prep.source import ArchiveConfig, Source, open_source
+from data_prep.source import ArchiveConfig, Source
 from tests.data_prep.archive_double import (
     STALL_S,
     VERSION,
@@ -253,7 +254,8 @@ FETCH = """
 import sys
 from pathlib import Path
 from data_prep.recipe import Recipe
-from data_prep.source import ArchiveConfig, open_source
+from data_prep.open_source import open_source
+from data_prep.source import ArchiveConfig
 config = ArchiveConfig(timeout_s=20)
 source = open_source(sys.argv[1], ["**/*.nwb"], [], config, Recipe(name="small"), Path(sys.argv[2]))
 with source.opened(source.assets[0]):

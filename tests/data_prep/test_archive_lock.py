@@ -10,8 +10,9 @@ import pytest
 
 from data_prep.archive_lock import Lock, freeze, moved_on, read_lock
 from data_prep.errors import ConfigError
+from data_prep.open_source import open_source
 from data_prep.recipe import Recipe
-from data_prep.source import ArchiveConfig, Asset, Source, open_source
+from data_prep.source import ArchiveConfig, Asset, Source
 from tests.data_prep.archive_double import Double, Rule, status
 
 QUICK = ArchiveConfig(timeout_s=1.0, retries=1, backoff_s=0.01, wait_s=3.0, allow_draft=True)

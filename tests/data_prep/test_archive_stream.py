@@ -13,8 +13,9 @@ from pynwb.behavior import BehavioralTimeSeries
 
 from data_prep.assembly import read_session
 from data_prep.errors import SessionError
+from data_prep.open_source import open_source
 from data_prep.recipe import Recipe
-from data_prep.source import ArchiveConfig, Source, open_source
+from data_prep.source import ArchiveConfig, Source
 from tests.data_prep.archive_double import STALL_S, VERSION, Double, Rule, cut, no_range, stall, status
 
 QUICK = ArchiveConfig(timeout_s=1.0, retries=3, backoff_s=0.01, wait_s=3.0, stream=True)

@@ -17,8 +17,9 @@ import data_prep.prepare as stage
 import data_prep.shelf as shelf
 import data_prep.work as work
 from data_prep.errors import ConfigError, RecipeError, SessionError
+from data_prep.open_source import open_source
 from data_prep.prepare import PrepareConfig, prepare, preview
-from data_prep.source import ArchiveConfig, open_source
+from data_prep.source import ArchiveConfig
 from data_prep.store import describe, list_sessions, load_session
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from data_prep.errors import ConfigError, SessionError
+from data_prep.open_source import is_archive, open_source
 from data_prep.recipe import Recipe
-from data_prep.source import ArchiveConfig, Source, is_archive, open_source, pattern_of, subjects_of
+from data_prep.source import ArchiveConfig, Source, pattern_of, subjects_of
 
 
 def folder(where: Path, files: list[str] = ("**/*.nwb",), subjects: list[str] = ()) -> Source:
@@ -159,5 +160,7 @@ def test_what_is_a_folder(where):
 
 
 def test_a_folder_is_listed_without_the_cost_of_the_archives_client():
-    code = "import sys; from data_prep.source import open_source; assert not {'dandi', 'requests'} & set(sys.modules)"
+    code = (
+        "import sys; from data_prep.open_source import open_source; assert not {'dandi', 'requests'} & set(sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
