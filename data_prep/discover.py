@@ -100,7 +100,7 @@ def _name(path: Path) -> str:
 def _draft(survey: Survey, spikes: FoundSpikes, signals: Signals, trials: FoundTrials, name: str) -> Proposal:
     recipe = Recipe(
         name=name,
-        description=_short(survey.description, 100) or f"Proposed from {survey.name}",
+        description=_sayable(_short(survey.description, 100)) or f"Proposed from {survey.name}",
         units=spikes.recipe,
         signals=signals.recipes,
         trials=trials.trials,
@@ -311,6 +311,11 @@ def _grouped(passed: list[tuple[str, str]]) -> str:
         for reason, these in places.items()
     )
     return "; ".join(told)
+
+
+def _sayable(text: str) -> str:
+    """The text without what a configuration cannot say: `${...}` is refused there, `???` means that nothing is set."""
+    return "" if text == "???" else text.replace("${", "$ {")
 
 
 def _short(text: str, most: int) -> str:

@@ -360,3 +360,13 @@ def test_the_command_writes_a_recipe_and_never_over_another(nwb, tmp_path, capsy
 
 
 # ---------------------------------------------------------------------------------- words and text
+
+
+@pytest.mark.parametrize("text, told", [("???", "Proposed from"), ("costs ${5} a day", "costs $ {5} a day")])
+def test_a_description_that_no_configuration_can_hold(nwb, tmp_path, text, told):
+    def describe(file) -> None:
+        file.fields["session_description"] = text
+
+    found = discover(nwb(change=describe))
+    (tmp_path / "mine.yaml").write_text(found.text())
+    assert told in load(Recipe, str(tmp_path / "mine.yaml"), []).description

@@ -40,7 +40,8 @@ def test_names_of_signals_are_words_and_differ():
     assert signal_name(["other/cursor_vel"], meaning("other/cursor_vel"), taken) == "other_cursor_vel_2"
 
 
-TEXT = st.text(min_size=1, max_size=30).filter(lambda text: "${" not in text)
+# what a configuration cannot say (see _sayable of discover) is no text of a recipe
+TEXT = st.text(min_size=1, max_size=30).filter(lambda text: "${" not in text and text != "???")
 
 
 @settings(max_examples=40)
