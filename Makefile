@@ -25,7 +25,7 @@ $(BIN)/python:
 		{ rm -rf $(VENV); echo "no venv here; on Debian and Ubuntu: apt install python3-venv"; exit 2; }
 
 $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
-	@echo "installing pinned dependencies into $(VENV) (1.6 GB on a machine without GPU, a minute or two) ..."
+	@echo "installing pinned dependencies into $(VENV) (1.9 GB on a machine without GPU, a minute or two) ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
