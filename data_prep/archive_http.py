@@ -25,6 +25,8 @@ from data_prep.errors import ConfigError, SessionError
 from data_prep.source import ArchiveConfig
 
 T = TypeVar("T")
+LOG = logging.getLogger("spikeloom")
+_LONG_S = 3.0  # a person should hear why nothing happens for so long
 HOPELESS = (
     requests.exceptions.SSLError,
     requests.exceptions.InvalidURL,
@@ -62,6 +64,8 @@ def patiently(where: str, config: ArchiveConfig, attempt: Callable[[], T]) -> T:
                 raise SessionError(
                     where, f"{trouble} (asks for {pause:.0f} s more)", "run it again later, or raise archive.wait_s"
                 ) from trouble
+            if pause >= _LONG_S:
+                LOG.warning("%s: %s; trying again in %.0f s", where, trouble, pause)
             time.sleep(pause)
             tries, waited = tries + 1, waited + pause
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from dandi import consts, utils
 
+from data_prep import archive_http
+from data_prep.archive_http import Trouble, patiently
 from data_prep.errors import ConfigError, MendableError, SessionError
 from data_prep.open_source import open_source
 from data_prep.recipe import Recipe
@@ -320,3 +322,14 @@ def test_the_token_of_the_public_archive_is_not_given_to_another(double, tmp_pat
     monkeypatch.setenv("DANDI_API_KEY", "mine")
     opened(double, tmp_path)
     assert not [asked for asked in double.log if asked.token]
+
+
+def test_a_long_wait_is_told_as_it_begins(monkeypatch, caplog):
+    monkeypatch.setattr(archive_http.time, "sleep", lambda seconds: None)
+
+    def attempt() -> None:
+        raise Trouble("no connection")
+
+    with pytest.raises(SessionError, match="tried 4 times"):
+        patiently("here", ArchiveConfig(retries=3, backoff_s=2.0), attempt)
+    assert len(caplog.messages) == 2 and caplog.messages[0].startswith("here: no connection; trying again in ")
