@@ -1,5 +1,6 @@
 """Domain and trials -> train, valid and test: disjoint, seeded, with guard bands between them."""
 
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -76,7 +77,7 @@ def _by_blocks(where: str, recipe: SplitsRecipe, domain: Intervals) -> dict[str,
 
 
 def _deal(
-    where: str, recipe: SplitsRecipe, order: np.ndarray, parts: list[Intervals], what: str
+    where: str, recipe: SplitsRecipe, order: np.ndarray, parts: Sequence[Iterable[tuple[float, float]]], what: str
 ) -> dict[str, Intervals]:
     shares = tuple(getattr(recipe, name) for name in SPLITS)
     if len(order) < sum(share > 0 for share in shares):
@@ -93,8 +94,7 @@ def _deal(
 def _by_trial(
     where: str, recipe: SplitsRecipe, domain: Intervals, trials: Trials, min_train_s: float
 ) -> dict[str, Intervals]:
-    whole = domain.merged()
-    parts = [_clipped(whole, start, stop) for start, stop in zip(trials.start, trials.stop)]
+    parts = _clipped(domain.merged(), trials)
     inside = np.array([len(part) > 0 for part in parts], dtype=bool)
     usable = np.flatnonzero(inside & trials.valid)
     if recipe.by == "column":
@@ -103,17 +103,22 @@ def _by_trial(
     else:
         runs = _runs(usable, recipe.run)
         order = np.random.default_rng(recipe.seed).permutation(len(runs))
-        together = [Intervals.of(pair for k in rows for pair in parts[k]) for rows in runs]
+        together = [[pair for k in rows for pair in parts[k]] for rows in runs]
         drawn = _deal(where, recipe, order, together, "trials" if recipe.run == 1 else f"runs of {recipe.run} trials")
     if recipe.rest == "train":
         drawn["train"] = domain.difference(Intervals.of([*drawn["valid"], *drawn["test"]]))
     return drawn
 
 
-def _clipped(domain: Intervals, start: float, stop: float) -> Intervals:
-    """The part of a merged domain in [start, stop); a trial sees few of its stretches, so only those are touched."""
-    first, last = np.searchsorted(domain.stop, start, "right"), np.searchsorted(domain.start, stop, "left")
-    return Intervals.of(zip(np.maximum(domain.start[first:last], start), np.minimum(domain.stop[first:last], stop)))
+def _clipped(domain: Intervals, trials: Trials) -> list[list[tuple[float, float]]]:
+    """The parts of a merged domain in each trial, as pairs; a trial sees few stretches, so only those are touched."""
+    first = np.searchsorted(domain.stop, trials.start, "right").tolist()
+    last = np.searchsorted(domain.start, trials.stop, "left").tolist()
+    pairs, out = list(domain), []
+    for low, high, start, stop in zip(first, last, trials.start.tolist(), trials.stop.tolist()):
+        clipped = ((max(a, start), min(b, stop)) for a, b in pairs[low:high])
+        out.append([(a, b) for a, b in clipped if b > a])
+    return out
 
 
 def _by_column(
