@@ -232,17 +232,20 @@ class _Handler(BaseHTTPRequestHandler):
             return due
 
     def _send(self, answer: Answer) -> Iterator[int]:
-        """Bytes of the body sent so far."""
+        """Bytes of the body sent so far, told just before they are: who has received them finds them in the log."""
         self.send_response(answer.status)
         for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
             self.send_header(name, value)
         self.end_headers()
         ends = [end for end in (answer.cut_at, answer.stall_at) if end is not None]
         body = b"" if self.command == "HEAD" else answer.body[: min(ends, default=len(answer.body))]
-        with contextlib.suppress(ConnectionError):
-            for k in range(0, len(body), 1 << 16):
+        for k in range(0, len(body), 1 << 16):
+            yield min(k + (1 << 16), len(body))
+            try:
                 self.wfile.write(body[k : k + (1 << 16)])
-                yield min(k + (1 << 16), len(body))
+            except ConnectionError:
+                yield k
+                break
         if answer.stall_at is not None:
             self.double.closing.wait(STALL_S)
         if ends:
