@@ -27,41 +27,37 @@ class Batch:
     evaluated_Q: torch.Tensor  # bool, whether the sample lies in an evaluation phase
     stamp_Q: torch.Tensor  # int64 microseconds on the session's clock, exact: stitching goes by this
     session_B: torch.Tensor  # int64 row of the session vocabulary
+    place_B: torch.Tensor  # int64, where each window stands in its plan (plan.WindowTable): what can be replayed
     window_s: float  # length of every window, seconds
+    number: int = 0  # of the global batch that this is a share of, or all of
+    stop: int = 0  # the place in the plan at which the next global batch begins: where a resumed run goes on
 
     def __reduce__(self):
         """Cross to another process as one tensor: every tensor of its own costs a file descriptor and a handshake."""
         parts, layout = [], []
-        for f in fields(self):
-            if f.name != "window_s":
-                tensor = getattr(self, f.name)
-                raw = tensor.contiguous().reshape(-1).view(torch.uint8)
-                parts += [raw, raw.new_zeros(-len(raw) % 8)]  # a view of wider numbers must begin at a multiple of them
-                layout.append((tensor.dtype, tuple(tensor.shape), len(raw)))
-        return _rebuilt, (torch.cat(parts), tuple(layout), self.window_s)
+        for tensor in self.tensors().values():
+            raw = tensor.contiguous().reshape(-1).view(torch.uint8)
+            parts += [raw, raw.new_zeros(-len(raw) % 8)]  # a view of wider numbers must begin at a multiple of them
+            layout.append((tensor.dtype, tuple(tensor.shape), len(raw)))
+        return _rebuilt, (torch.cat(parts), tuple(layout), (self.window_s, self.number, self.stop))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All tensors by name; the other fields are plain numbers."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.type is torch.Tensor}
 
     def to(self, device) -> "Batch":
-        return replace(
-            self,
-            **{
-                f.name: getattr(self, f.name).to(device, non_blocking=True)
-                for f in fields(self)
-                if f.name != "window_s"
-            },
-        )
+        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in self.tensors().items()})
 
     def pin_memory(self) -> "Batch":
-        return replace(
-            self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self) if f.name != "window_s"}
-        )
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})
 
     def __len__(self) -> int:
         return len(self.token_length_B)
 
 
-def _rebuilt(raw: torch.Tensor, layout: tuple, window_s: float) -> Batch:
+def _rebuilt(raw: torch.Tensor, layout: tuple, numbers: tuple) -> Batch:
     tensors, at = [], 0
     for dtype, shape, length in layout:
         tensors.append(raw[at : at + length].view(dtype).reshape(shape))
         at += length + -length % 8
-    return Batch(*tensors, window_s)
+    return Batch(*tensors, *numbers)

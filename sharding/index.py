@@ -14,13 +14,13 @@ from pyarrow import compute, parquet
 
 from data_prep.session import SPLITS
 from sharding.errors import ConfigError, ShardError
+from sharding.files import AGAIN, LocalFiles, RootFiles
 from sharding.mapped import MappedMember, MappedShards
 from sharding.segment import PHASE, TIME, VALUE
 from sharding.tables import SegmentTable, SessionRow, SignalStatistics
 
 FORMAT = 1
 KIND = "spikeloom shards"
-AGAIN = "copy or write the shards again"
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class ShardIndex:
     segments: SegmentTable
     units: pa.Table  # tables.UNIT_SCHEMA
     limit_us: int | None = None  # microseconds of train data kept of each session; None is all
+
+    @property
+    def files(self) -> RootFiles:
+        """Where the shard files are."""
+        return LocalFiles(self.root)
 
     @staticmethod
     def open(root, verify: bool = False) -> "ShardIndex":
@@ -152,7 +157,7 @@ class ShardIndex:
 
     def mapped(self) -> MappedShards:
         """The shard files, mapped when first read."""
-        return MappedShards(self.root, {entry["file"]: entry["bytes"] for entry in self.meta["shards"]})
+        return MappedShards(self.files, self.meta["shards"])
 
     def digest(self) -> str:
         """sha256 that changes with any byte of the root, the selection of sessions and the limit: for provenance."""

@@ -2,19 +2,18 @@
 
 import multiprocessing
 from dataclasses import dataclass
-from functools import lru_cache
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sharding.augment import UnitDropout, UnitDropoutConfig
+from sharding.augment import UnitDropoutConfig
 from sharding.batch import Batch
 from sharding.errors import ConfigError
 from sharding.index import ShardIndex
-from sharding.pack import pack
-from sharding.plan import WindowTable, sequential_windows, train_windows, window_length_us, windows_per_epoch
-from sharding.sampling import Sampling, SessionTables
-from sharding.window import Reader
+from sharding.maker import BatchMaker
+from sharding.plan import EvalPlan, TrainPlan, windows_per_epoch
+from sharding.sampling import Sampling
 
 
 @dataclass
@@ -61,66 +60,34 @@ def eval_loader(index: ShardIndex, sampling: Sampling, config: LoaderConfig, spl
     return _loader(batches, range(len(batches)), config)
 
 
-class _Batches(Dataset):
-    """Batch number -> Batch; reader and tables are made in whatever process asks first."""
-
-    def __init__(self, index: ShardIndex, sampling: Sampling, config: LoaderConfig):
-        self.index, self.sampling, self.config = index, sampling, config
-        self.length_us = window_length_us(index, sampling.window_s)
-        self.reader = Reader(index, sampling.signal)
-        self.tables = SessionTables.of(index, sampling)
-
-
-class TrainBatches(_Batches):
+class TrainBatches(Dataset):
     """Batch b holds the windows [b * size, (b + 1) * size) of the epochs laid end to end."""
 
     def __init__(self, index: ShardIndex, sampling: Sampling, config: LoaderConfig, seed: int):
-        super().__init__(index, sampling, config)
-        self.seed = seed
-        windows, size = windows_per_epoch(index, sampling.window_s), config.batch_windows
-        self.per_epoch = windows // size * size or windows
-        self.dropout = UnitDropout(config.unit_dropout) if config.unit_dropout else None
-        self.plan = EpochPlan(index, sampling.window_s, seed)
+        self.plan, self.size = TrainPlan(index, sampling.window_s, seed), config.batch_windows
+        self.per_epoch = self.plan.windows // self.size
+        self.maker = BatchMaker(index, sampling, seed, config.unit_dropout)
 
     def __getitem__(self, number: int) -> Batch:
-        first = number * self.config.batch_windows
-        return pack([self._window(at) for at in range(first, first + self.config.batch_windows)], self.tables)
-
-    def _window(self, position: int):
-        epoch, at = divmod(position, self.per_epoch)
-        plan = self.plan.of(epoch)
-        window = self.reader.window(int(plan.segment[at]), int(plan.start_us[at]), self.length_us)
-        if self.dropout is None:
-            return window
-        kept = self.dropout.kept(len(window.units), self.seed, epoch, at)
-        return window if len(kept) == len(window.units) else window.keeping(kept)
+        epoch, at = divmod(number, self.per_epoch) if self.per_epoch else (0, number)
+        first = epoch * self.plan.windows + at * self.size
+        stop = first + self.size
+        return self.maker.batch(self.plan.table(np.arange(first, stop)), number, stop)
 
 
-class EvalBatches(_Batches):
+class EvalBatches(Dataset):
     """Batch b holds the b-th run of sequential windows."""
 
     def __init__(self, index: ShardIndex, sampling: Sampling, config: LoaderConfig, split: str, step_s: float):
-        super().__init__(index, sampling, config)
-        self.windows: WindowTable = sequential_windows(index, split, sampling.window_s, step_s)
+        self.plan, self.size = EvalPlan(index, split, sampling.window_s, step_s), config.batch_windows
+        self.maker = BatchMaker(index, sampling)
 
     def __len__(self) -> int:
-        return -(-len(self.windows) // self.config.batch_windows)
+        return -(-self.plan.windows // self.size)
 
     def __getitem__(self, number: int) -> Batch:
-        run = slice(number * self.config.batch_windows, (number + 1) * self.config.batch_windows)
-        at = zip(self.windows.segment[run].tolist(), self.windows.start_us[run].tolist())
-        return pack([self.reader.window(segment, start, self.length_us) for segment, start in at], self.tables)
-
-
-class EpochPlan:
-    """The plans of the last few epochs that were asked for."""
-
-    def __init__(self, index: ShardIndex, window_s: float, seed: int):
-        self._made_of = (index, window_s, seed)
-        self.of = lru_cache(4)(lambda epoch: train_windows(index, seed, epoch, window_s))
-
-    def __reduce__(self):  # plans are made anew in another process
-        return EpochPlan, self._made_of
+        stop = min((number + 1) * self.size, self.plan.windows)
+        return self.maker.batch(self.plan.table(np.arange(number * self.size, stop)), number, stop)
 
 
 def _loader(batches: Dataset, numbers: range, config: LoaderConfig) -> DataLoader:

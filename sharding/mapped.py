@@ -2,11 +2,11 @@
 
 import mmap
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
 from sharding.errors import ShardError
+from sharding.files import AGAIN, RootFiles
 from sharding.tables import SegmentTable
 
 OPEN_SHARDS = 256  # each map holds a file descriptor; the usual limit of a process is 1024
@@ -34,24 +34,24 @@ class MappedMember:
 
 
 class MappedShards:
-    """The shard files of a root: (name, bytes) each; mapped on first use, in whatever process that happens."""
+    """The shard files of a root, in the order of their index entries; mapped on first use, in whatever process."""
 
-    def __init__(self, root: Path, files: dict[str, int]):
-        self.root, self.files, self._bytes = root, tuple(files), tuple(files.values())
+    def __init__(self, files: RootFiles, entries: list[dict]):
+        self._files, self._entries = files, entries
+        self.files = tuple(entry["file"] for entry in entries)
         self.map = lru_cache(OPEN_SHARDS)(self._map)
 
     def _map(self, number: int) -> mmap.mmap:
-        path = self.root / self.files[number]
+        entry = self._entries[number]
+        path = self._files.path(entry)
         try:
             with open(path, "rb") as stream:
                 mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            raise ShardError(path, f"cannot be mapped ({error})", "copy or write the shards again") from None
-        if len(mapped) != self._bytes[number]:  # reading past the end of a map would kill the process
-            raise ShardError(
-                path, f"has {len(mapped)} bytes, its index says {self._bytes[number]}", "copy or write the shards again"
-            )
+            raise ShardError(path, f"cannot be mapped ({error})", AGAIN) from None
+        if len(mapped) != entry["bytes"]:  # reading past the end of a map would kill the process
+            raise ShardError(path, f"has {len(mapped)} bytes, its index says {entry['bytes']}", AGAIN)
         return mapped
 
     def __reduce__(self):  # maps do not cross to another process
-        return MappedShards, (self.root, dict(zip(self.files, self._bytes)))
+        return MappedShards, (self._files, self._entries)

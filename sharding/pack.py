@@ -10,8 +10,13 @@ from sharding.sampling import SessionTables
 from sharding.window import Window
 
 
-def pack(windows: Sequence[Window], tables: SessionTables) -> Batch:
-    """The packed batch of windows of equal length; a window's part is the same whatever windows stand beside it."""
+def pack(
+    windows: Sequence[Window], tables: SessionTables, place: np.ndarray | None = None, number: int = 0, stop: int = 0
+) -> Batch:
+    """The packed batch of windows of equal length; a window's part is the same whatever windows stand beside it.
+
+    `place` (n,) int64 are the windows' places in their plan; 0, 1, ... where none are given.
+    """
     tokens = [window.tokens for window in windows]
     session = np.array([window.session for window in windows], np.int64)
     token_length = np.array([len(t.time) for t in tokens], np.int64)
@@ -36,5 +41,8 @@ def pack(windows: Sequence[Window], tables: SessionTables) -> Batch:
         evaluated_Q=torch.from_numpy(tables.evaluated[session_Q, phase]),
         stamp_Q=torch.from_numpy(sample_time + np.repeat(start, query_length)),
         session_B=torch.from_numpy(tables.session_row[session]),
+        place_B=torch.from_numpy(np.arange(len(windows)) if place is None else place.astype(np.int64)),
         window_s=windows[0].length_us / 1e6,
+        number=number,
+        stop=stop,
     )

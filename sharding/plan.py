@@ -1,6 +1,7 @@
 """ShardIndex -> which window comes when: jittered and shuffled for training, overlapping and in order for evaluation."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -14,13 +15,48 @@ PLAN_STREAM = 1  # keeps the plan's random numbers apart from those of the augme
 
 @dataclass(frozen=True)
 class WindowTable:
-    """Windows in the order in which they come: segment (n,) int64 row of the index, start_us (n,) int64 session clock."""
+    """Windows in the order in which they come: place (n,) int64, segment (n,) int64 row of the index, start_us (n,)
+    int64 on the session's clock. A place is a window's number in all epochs laid end to end: epoch * windows + position.
+    """
 
+    place: np.ndarray
     segment: np.ndarray
     start_us: np.ndarray
 
     def __len__(self) -> int:
         return len(self.segment)
+
+
+class TrainPlan:
+    """Which window of the train split comes at which place, a pure function of (seed, place)."""
+
+    def __init__(self, index: ShardIndex, window_s: float, seed: int):
+        self.windows = windows_per_epoch(index, window_s)  # of every epoch
+        self._epoch = lru_cache(4)(lambda epoch: train_windows(index, seed, epoch, window_s))
+        self._made_of = (index, window_s, seed)
+
+    def table(self, place: np.ndarray) -> WindowTable:
+        """The windows at these places (n,), in any order, of any epochs."""
+        epoch, at = np.divmod(place, self.windows)
+        parts = [(self._epoch(int(e)), int(a)) for e, a in zip(epoch, at)]
+        return WindowTable(
+            place, np.array([t.segment[a] for t, a in parts]), np.array([t.start_us[a] for t, a in parts])
+        )
+
+    def __reduce__(self):
+        return TrainPlan, self._made_of
+
+
+class EvalPlan:
+    """Windows every `step_s` and one ending with each interval of a split, in time order; place is their number."""
+
+    def __init__(self, index: ShardIndex, split: str, window_s: float, step_s: float):
+        self._table = sequential_windows(index, split, window_s, step_s)
+        self.windows = len(self._table)
+
+    def table(self, place: np.ndarray) -> WindowTable:
+        """The windows at these places (n,)."""
+        return WindowTable(place, self._table.segment[place], self._table.start_us[place])
 
 
 def windows_per_epoch(index: ShardIndex, window_s: float) -> int:
@@ -92,4 +128,4 @@ def _owned(index: ShardIndex, intervals: IntervalTable, interval: np.ndarray, st
     segment += np.arange(len(segment))
     edges = index.segments.start_us[segment] + shift[owner]
     at = np.searchsorted(edges, start_us + shift[interval], side="right") - 1
-    return WindowTable(segment[at], start_us)
+    return WindowTable(np.arange(len(at)), segment[at], start_us)

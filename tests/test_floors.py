@@ -109,8 +109,17 @@ DOORS = {
     "zarr_checksum": ("data_prep/archive*.py",),  # comes with dandi: its checksums of zarr
     "h5py": tuple(f"data_prep/{name}.py" for name in ("nwb*", "synthetic", "store", "matlab*")),
     "pyarrow": ("sharding/index.py", "sharding/tables.py", "sharding/writer.py"),
-    "webdataset": ("sharding/writer.py", "sharding/loader.py"),
-    "torch": ("pretrain/*", "sharding/batch.py", "sharding/pack.py", "sharding/loader.py", "launch/bench*.py"),
+    "webdataset": ("sharding/stream.py", "launch/bench*.py"),
+    "fsspec": ("sharding/cache*.py",),
+    "filelock": ("sharding/cache*.py", "sharding/files.py", "sharding/root_lock.py"),
+    "numba": ("sharding/kernel*.py",),
+    "torch_brain": ("launch/bench*.py",),
+    "temporaldata": ("launch/bench*.py",),
+    "torch": (
+        "pretrain/*",
+        *(f"sharding/{name}.py" for name in ("batch", "pack", "maker", "loader*", "prefetch", "stream")),
+        "launch/bench*.py",
+    ),
     "safetensors": ("pretrain/checkpoint.py",),
     "lightning": tuple(
         f"pretrain/{name}.py"

@@ -51,6 +51,7 @@ def window(seed: int, spikes: int, queries: int, session: int = 1) -> dict:
         "evaluated_Q": torch.ones(queries, dtype=torch.bool),
         "stamp_Q": torch.arange(queries),
         "session_B": torch.tensor([session]),
+        "place_B": torch.tensor([session]),
     }
 
 
