@@ -32,7 +32,7 @@ SHARDING_PRODUCTS = (
 )
 OURS = {
     "data_prep/*": (),
-    "sharding/*": ("data_prep.session", "data_prep.store", "data_prep.errors"),
+    "sharding/*": ("data_prep.session", "data_prep.store", "data_prep.errors", "data_prep.part"),
     "pretrain/*": tuple(f"sharding.{name}" for name in SHARDING_PRODUCTS),
     # The hands: entry files of every floor, and the types they return.
     "launch/verb_*.py": (
