@@ -35,5 +35,5 @@ class BatchMaker:
         window = self.reader.window(segment, start_us, self.length_us)
         if self.dropout is None:
             return window
-        kept = self.dropout.kept(len(window.units), self.seed, 0, place)
+        kept = self.dropout.kept(len(window.units), self.seed, place)
         return window if len(kept) == len(window.units) else window.keeping(kept)
