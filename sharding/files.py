@@ -1,9 +1,12 @@
 """Where the files of a shard root are: names and their index entries -> local files that can be mapped."""
 
+import os
 from pathlib import Path
 from typing import Protocol
 
-from sharding.errors import ShardError
+from sharding.cache import CacheConfig, folder_name, is_url
+from sharding.cache_stamps import is_verified
+from sharding.errors import ConfigError, ShardError
 
 AGAIN = "copy or write the shards again"
 
@@ -14,23 +17,41 @@ class RootFiles(Protocol):
     An entry is what index.json says of a file: {"file": name, "bytes": size, "sha256": digest}.
     """
 
-    root: Path | str
+    root: Path | str  # what may be shown to people: of a URL no user, password or query
 
     def read(self, name: str) -> bytes:
         """The bytes of a small file as they are there now; raises FileNotFoundError or ShardError."""
 
     def path(self, entry: dict) -> Path:
-        """The entry's file on a local disk, complete; raises ShardError. May take as long as a download."""
+        """The entry's file on a local disk, complete; raises ShardError. May take as long as a download.
+
+        Another process may remove it before it is opened, to make room in a cache: ask again then.
+        """
 
     def prefetch(self, entries: list[dict]) -> None:
-        """Say which files will be wanted next, in this order; returns at once."""
+        """Say which files will be wanted next, in this order; returns at once. The newest call counts."""
+
+    def check_room(self, size: int) -> None:
+        """Raise ConfigError unless so many bytes of files can lie on the local disk at a time."""
+
+
+def files_at(root, cache: CacheConfig = CacheConfig(), verify: bool = True) -> RootFiles:  # noqa: B008 - never changed
+    """The files of a root: a folder, or a URL that fsspec can open; `verify` compares local shards with their sha256.
+
+    What comes from a server is always compared. Raises ConfigError for a URL of an unknown kind.
+    """
+    if is_url(root) and not root.startswith("file://"):
+        raise ConfigError(root, "is no folder", "give a folder")
+    folder = root.removeprefix("file://") if isinstance(root, str) else root
+    return LocalFiles(folder, cache, verify)
 
 
 class LocalFiles:
-    """A folder."""
+    """A folder; each file is compared with its sha256 when this machine first asks for its path."""
 
-    def __init__(self, root: Path | str):
-        self.root = Path(root)
+    def __init__(self, root: Path | str, cache: CacheConfig = CacheConfig(), verify: bool = True):  # noqa: B008
+        self.root, self._cache, self._verify = Path(root), cache, verify
+        self._stamps = cache.path / "verified" / folder_name(os.path.realpath(root))
 
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
@@ -39,13 +60,19 @@ class LocalFiles:
         path = self.root / entry["file"]
         try:
             size = path.stat().st_size
+            if size != entry["bytes"]:
+                raise ShardError(path, f"has {size} bytes, its index says {entry['bytes']}", AGAIN)
+            stamp = self._stamps / f"{entry['file']}.ok"
+            if self._verify and not is_verified(path, entry, stamp, self._cache.patience_s):
+                raise ShardError(path, "its sha256 is not what the index says", AGAIN)
         except FileNotFoundError:
             raise ShardError(path, "is missing", AGAIN) from None
         except OSError as error:
             raise ShardError(path, f"cannot be read ({error.strerror})", AGAIN) from None
-        if size != entry["bytes"]:
-            raise ShardError(path, f"has {size} bytes, its index says {entry['bytes']}", AGAIN)
         return path
 
     def prefetch(self, entries: list[dict]) -> None:
+        pass
+
+    def check_room(self, size: int) -> None:
         pass
