@@ -2,6 +2,7 @@
 
 import gc
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ import pytest
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("WANDB_MODE", "offline")  # no test talks to a server
+
+if "SPIKELOOM_CACHE" not in os.environ:  # one for all test processes, away from the user's own
+    _cache = tempfile.TemporaryDirectory(prefix="spikeloom-cache-")
+    os.environ["SPIKELOOM_CACHE"] = _cache.name
 
 REPOSITORY = Path(__file__).parents[1]
 
