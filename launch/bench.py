@@ -5,26 +5,28 @@ a real short `pretrain`. Synthetic sessions by default; a folder of NWB files an
 """
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from data_prep.errors import ConfigError
-from data_prep.prepare import PrepareConfig, find_files
+from data_prep.prepare import PrepareConfig
 from launch.bench_diagnose import diagnosed
 from launch.bench_ingest import IngestConfig, compared, made
 from launch.bench_learn import LearnConfig, learn
+from launch.bench_loader import LoaderBench
+from launch.bench_loader import compared as loaders_compared
 from launch.bench_machine import circumstances, in_a_line
 from launch.bench_sessions import SYNTHETIC_RECIPE, reading_of, shards_of, simulated
+from launch.bench_size import sizes
 from launch.files import did_you_mean
 from launch.record import read_metrics
 from launch.table import as_text, print_table
 from pretrain.diagnose import DiagnoseConfig
 from pretrain.train import PretrainConfig, chosen_sessions, pretrain, sampling_of, vocabularies
 from sharding.index import ShardIndex
-from sharding.loader import LoaderConfig, train_loader
 from sharding.statistics import target_statistics
 
 PARTS = ("ingest", "loader", "train", "size")
@@ -33,7 +35,7 @@ STUDIES: dict[str, Callable[["BenchConfig", Path], None]] = {
     "learn": lambda config, folder: learn(config.learn, folder),
     "diagnose": lambda config, folder: diagnosed(config.training, config.diagnose, _shards_to_diagnose(config), folder),
 }
-WARM_BATCHES, WARM_STEPS = 4, 5  # left out of the measurement
+WARM_STEPS = 5  # left out of the measurement
 
 
 def _training() -> PretrainConfig:
@@ -61,13 +63,15 @@ class BenchConfig:
     sessions: int = 3
     "simulated sessions, 1 to 8"
     repeats: int = 3
-    "times the files are ingested; the median counts"
+    "times the files are ingested, and each loader is watched; the median counts"
     ingest: IngestConfig = field(default_factory=IngestConfig)
-    "what `bench ingest` makes and reads, where `nwb` is empty"
-    seconds: float = 10.0
-    "how long the loader is watched with each number of workers, seconds"
-    workers: list[int] = field(default_factory=lambda: [0, 2])
-    "numbers of loader workers to compare"
+    "what `bench ingest` makes and reads and `bench loader` loads, where `nwb` is empty"
+    seconds: float = 4.0
+    "how long each loader is watched at a time, seconds"
+    workers: list[int] = field(default_factory=lambda: [0, 1, 2])
+    "numbers of loader workers to compare, 0 among them"
+    peer_python: str = ""
+    "the Python of an environment with pytorch-brain, which `bench loader` then compares with; empty leaves it out"
     training: PretrainConfig = field(default_factory=_training)
     "what is trained and how; its shards and run are set here"
     learn: LearnConfig = field(default_factory=LearnConfig)
@@ -100,14 +104,12 @@ def bench(config: BenchConfig) -> list[Measurement]:
         return []
     wanted = PARTS if config.what == "all" else (config.what,)
     out = list(_ingestion(config)) if "ingest" in wanted else []
-    if set(wanted) - {"ingest"}:
+    out += _loading(config) if "loader" in wanted else []
+    if "train" in wanted or "size" in wanted:
         reading = _reading(config)
         index = shards_of(reading, folder)
-        for part, measure in (("loader", _loading), ("train", _training_speed)):
-            if part in wanted:
-                out += measure(config, index)
-        if "size" in wanted:
-            out += _sizes(reading, index)
+        out += _training_speed(config, index) if "train" in wanted else []
+        out += (Measurement(*row) for row in sizes(reading, index)) if "size" in wanted else []
     print_table("bench", ["what", "value", "unit", "of"], [[m.what, m.value, m.unit, m.of] for m in out])
     _write(folder, out)
     return out
@@ -132,32 +134,20 @@ def _ingestion(config: BenchConfig) -> Iterator[Measurement]:
         yield Measurement(what, value, unit, of)
 
 
-def _loading(config: BenchConfig, index: ShardIndex) -> Iterator[Measurement]:
-    """Packed training batches a second, with each number of workers."""
-    training = config.training
-    index = chosen_sessions(str(index.root), training.sessions, training.exclude)
+def _loading(config: BenchConfig) -> Iterator[Measurement]:
+    """Loaders over the sessions of the config's NWB files, or of those of `ingest`; their shards are kept."""
+    training, folder = config.training, Path(config.output)
+    if config.nwb:
+        reading = reading_of(config.nwb, config.recipe, folder)
+    else:
+        folder /= "loader"
+        reading = reading_of(made(config.ingest, folder.parent), config.ingest.recipe, folder)
+    index = chosen_sessions(str(shards_of(reading, folder).root), training.sessions, training.exclude)
     statistics = target_statistics(index, training.task.signal, training.task.center, training.task.scale)
     sampling = sampling_of(training.task, training.window_s, *vocabularies(index), statistics)
-    for workers in config.workers:
-        settings = replace(training.loader, workers=workers)
-        windows, tokens, seconds = _watch(index, sampling, settings, config.seconds)
-        of = f"{workers} workers, batches of {settings.batch_windows}, {len(index.sessions)} sessions"
-        yield Measurement("loader", windows / seconds, "windows/s", of)
-        yield Measurement("loader", tokens / seconds, "tokens/s", of)
-
-
-def _watch(index: ShardIndex, sampling, settings: LoaderConfig, limit_s: float) -> tuple[int, int, float]:
-    """Windows, tokens and seconds of a loader after its first batches."""
-    windows = tokens = 0
-    began = time.perf_counter()
-    for number, batch in enumerate(train_loader(index, sampling, settings, seed=0, total_batches=10**9)):
-        if number < WARM_BATCHES:
-            began = time.perf_counter()
-            continue
-        windows, tokens = windows + len(batch), tokens + len(batch.token_time_S)
-        if time.perf_counter() - began > limit_s:
-            break
-    return windows, tokens, time.perf_counter() - began
+    rest = config.workers, config.seconds, config.repeats, config.peer_python, folder
+    for row in chain(loaders_compared(LoaderBench(index, sampling, training.loader, *rest)), sizes(reading, index)):
+        yield Measurement(*row)
 
 
 def _training_speed(config: BenchConfig, index: ShardIndex) -> Iterator[Measurement]:
@@ -176,17 +166,6 @@ def _training_speed(config: BenchConfig, index: ShardIndex) -> Iterator[Measurem
         f"{len(facts['units']):,} units, batches of {training.loader.batch_windows}, {threads} threads"
     )
     yield Measurement("training", float(rate), "windows/s", of)
-
-
-def _sizes(reading: PrepareConfig, index: ShardIndex) -> Iterator[Measurement]:
-    nwb = sum(path.stat().st_size for path in find_files(reading)[1])
-    sessions = sum(path.stat().st_size for path in Path(reading.output).glob("*.h5"))
-    shards = sum(path.stat().st_size for path in index.root.iterdir() if path.is_file())
-    of = f"{len(index.sessions)} sessions, {sum(row.spikes for row in index.sessions):,} spikes in shards"
-    yield Measurement("NWB files", nwb / 1e6, "MB", of)
-    yield Measurement("stored sessions", sessions / 1e6, "MB", of)
-    yield Measurement("shards and index", shards / 1e6, "MB", of)
-    yield Measurement("shards against NWB", shards / nwb, "ratio", of)
 
 
 def _write(folder: Path, measurements: list[Measurement]) -> None:
