@@ -68,7 +68,7 @@ def _read_through(path: Path, entry: dict, stamp: Path) -> bool:
         good = hashlib.file_digest(stream, "sha256").hexdigest() == entry["sha256"]
     _spent_s += time.monotonic() - began
     if _spent_s > _LONG_S:
-        _tell_once("shards are compared with their sha256 before their first use on this machine; this takes a while")
+        tell_once("shards are compared with their sha256 before their first use on this machine; this takes a while")
     if good:
         _write(stamp, state)
     return good
@@ -83,7 +83,7 @@ def _write(stamp: Path, state: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             fresh.unlink()
-        _tell_once(
+        tell_once(
             f"{stamp.parent}: cannot be written to ({error.strerror}), so every process compares each shard with its "
             "sha256 anew; set cache.folder or SPIKELOOM_CACHE to a folder that can be written to"
         )
@@ -105,7 +105,7 @@ def _alone(stamp: Path, patience_s: float) -> Iterator[None]:
         lock.release()
 
 
-def _tell_once(line: str) -> None:
+def tell_once(line: str) -> None:
     if line not in _told:
         _told.add(line)
         LOG.warning("%s", line)

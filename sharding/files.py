@@ -6,7 +6,7 @@ from typing import Protocol
 
 from sharding.cache import CacheConfig, folder_name, is_url
 from sharding.cache_stamps import is_verified
-from sharding.errors import ConfigError, ShardError
+from sharding.errors import ShardError
 
 AGAIN = "copy or write the shards again"
 
@@ -38,10 +38,12 @@ class RootFiles(Protocol):
 def files_at(root, cache: CacheConfig = CacheConfig(), verify: bool = True) -> RootFiles:  # noqa: B008 - never changed
     """The files of a root: a folder, or a URL that fsspec can open; `verify` compares local shards with their sha256.
 
-    What comes from a server is always compared. Raises ConfigError for a URL of an unknown kind.
+    What comes from a server is always compared.
     """
     if is_url(root) and not root.startswith("file://"):
-        raise ConfigError(root, "is no folder", "give a folder")
+        from sharding.cache_remote import CachedFiles  # aiohttp: 0.3 s that a folder need not pay
+
+        return CachedFiles(root, cache)
     folder = root.removeprefix("file://") if isinstance(root, str) else root
     return LocalFiles(folder, cache, verify)
 
