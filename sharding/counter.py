@@ -5,12 +5,14 @@ the generalised Feistel network of Black and Rogaway, "Ciphers with arbitrary fi
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
 from sharding.errors import ConfigError
 
-PLAN, SHUFFLE, UNIT_DROPOUT = 1, 2, 3  # streams: what is drawn for one purpose says nothing about another
+# Streams: what is drawn for one purpose says nothing about another.
+PLAN, SHUFFLE, UNIT_DROPOUT, PASS, BLOCKS = 1, 2, 3, 4, 5
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)  # what the key is raised by from round to round
@@ -43,6 +45,7 @@ def words(number) -> tuple[np.ndarray, np.ndarray]:
     return number & MASK, number >> SHIFT
 
 
+@lru_cache(64)
 def key_of(seed: int, stream: int) -> tuple[int, int]:
     """The key of a stream under a seed, two whole numbers below 2**32; raises ConfigError for a seed out of range."""
     if not 0 <= seed < 2**64:
