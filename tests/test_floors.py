@@ -69,7 +69,7 @@ OURS = {
         "pretrain.finetune",
         "pretrain.evaluate",
     ),
-    "launch/show.py": (
+    "launch/show*.py": (
         "data_prep.errors",
         "data_prep.prepare",
         "data_prep.session",
@@ -108,7 +108,8 @@ DOORS = {
     "dandischema": ("data_prep/archive*.py",),  # comes with dandi: its etags
     "zarr_checksum": ("data_prep/archive*.py",),  # comes with dandi: its checksums of zarr
     "h5py": tuple(f"data_prep/{name}.py" for name in ("nwb*", "synthetic", "store", "matlab*")),
-    "pyarrow": tuple(f"sharding/{name}.py" for name in ("index*", "tables*", "writer", "merge")),
+    "pyarrow": tuple(f"sharding/{name}.py" for name in ("index*", "tables*", "writer*", "merge"))
+    + ("launch/bench_supply*.py",),
     "webdataset": ("sharding/stream.py", "launch/bench*.py"),
     "fsspec": ("sharding/cache*.py",),
     "aiohttp": ("sharding/cache*.py",),  # comes with fsspec[http]: its time limits
