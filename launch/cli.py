@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a fault of the data (or the disk), 2 a fault of the comman
 """
 
 import errno
+import json
 import os
 import re
 import sys
@@ -52,7 +53,7 @@ def _run(argv: list[str]) -> int:
     if "--help" in options:
         print(verb_usage(name, verb, verb.schema()))
         return 0
-    file, settings = _file_and_settings(name, words)
+    file, settings = _file_and_settings(name, words, verb.many)
     if file is None and not settings and verb.needs:
         raise ConfigError(f"spikeloom {name}", f"{verb.needs} is missing", f"see spikeloom {name} --help")
     config = load(verb.schema(), file or verb.file, settings, positional=verb.positional)
@@ -83,10 +84,12 @@ def _verb(name: str) -> Verb:
     return VERBS[name]
 
 
-def _file_and_settings(name: str, words: list[str]) -> tuple[str | None, list[str]]:
-    """The one word that is not key=value, if there is one, and the settings."""
+def _file_and_settings(name: str, words: list[str], many: bool) -> tuple[str | None, list[str]]:
+    """The one word that is not key=value, if there is one, and the settings; of many words their list, as YAML."""
     settings = [word for word in words if re.match(r"[A-Za-z_][\w.-]*=", word)]
     others = [word for word in words if word not in settings]
+    if many and others:
+        return json.dumps(others, ensure_ascii=False), settings
     if len(others) > 1:
         raise ConfigError(f"spikeloom {name}", f"two files: {others[0]} and {others[1]}", "give one, then key=value")
     return (others[0] if others else None), settings

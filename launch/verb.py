@@ -16,5 +16,6 @@ class Verb:
     plan: Callable[[Any], list[str]]
     word: str = "[CONFIG]"  # what stands after the verb
     positional: str | None = None  # the field that this word sets; None: it is the file of the whole config
+    many: bool = False  # the field is a list, and any number of words may stand there
     needs: str = ""  # what is missing when nothing was given; "" where the defaults suffice
     file: str | None = None  # the shipped config that is taken where none is given; None: the schema's defaults

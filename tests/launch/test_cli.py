@@ -99,6 +99,23 @@ def test_a_verb_runs_with_its_settings(toy):
     assert calls == [ToyConfig(output="o", net=Net(depth=2))]
 
 
+def test_a_verb_of_many_words_gets_each_as_it_was_typed(toy, monkeypatch):
+    @dataclass(frozen=True)
+    class ManyConfig:
+        places: list[str] = field(default_factory=list)
+        "what is joined"
+        output: str = ""
+        "folder"
+
+    _, calls = toy
+    many = replace(VERBS["toy"], schema=lambda: ManyConfig, positional="places", many=True)
+    monkeypatch.setitem(VERBS, "toy", many)
+    words = ["a,b", "/x y", "it's", 'say "so"', "[c]", "7", "back\\slash", "größe😀", "null", "true", "e: f"]
+    assert cli.main(["toy", *words, "output=o"]) == cli.main(["toy", "one", "output=o"]) == 0
+    assert cli.main(["toy", "places=[a,b]", "output=o"]) == 0
+    assert [config.places for config in calls] == [words, ["one"], ["a", "b"]]
+
+
 def test_a_verb_without_a_config_takes_its_own_file(toy, tmp_path, monkeypatch, capsys):
     _, calls = toy
     for name in ("own", "given"):
