@@ -18,7 +18,7 @@ from pretrain.errors import ConfigError
 from pretrain.metrics import r2
 from sharding.index import ShardIndex
 from sharding.sampling import Sampling, SessionTables
-from sharding.window import Reader
+from sharding.window import interval_windows
 
 BIN_S = 0.02
 BLOCK_S = 30.0  # samples evaluated at once, which bounds memory
@@ -54,7 +54,7 @@ def stretches(index: ShardIndex, session: str, sampling: Sampling, split: str) -
     """The contiguous intervals of a session's split, each whole, in time order."""
     index = index.select([session])
     tables, out = SessionTables.of(index, sampling), []
-    for whole in Reader(index, sampling.signal).stretches(split):
+    for whole in interval_windows(index, sampling.signal, split):
         start = whole.start_us
         out.append(
             Stretch(

@@ -6,9 +6,27 @@ THE dimension legend, used in sharding/batch.py, nn/, models/ and tasks/ (a tens
     D width     N heads                 H head width       K target dimensions     E embedding rows
 """
 
-from dataclasses import dataclass, fields, replace
+import math
+from dataclasses import dataclass
 
 import torch
+
+ALIGNED = 64  # bytes: the tensors of a batch begin at multiples of them in the storage that all share
+DTYPES = {
+    "token_time_S": torch.float32,
+    "token_unit_S": torch.int64,
+    "token_kind_S": torch.int64,
+    "token_length_B": torch.int64,
+    "query_time_Q": torch.float32,
+    "query_session_Q": torch.int64,
+    "query_length_B": torch.int64,
+    "target_QK": torch.float32,
+    "weight_Q": torch.float32,
+    "evaluated_Q": torch.bool,
+    "stamp_Q": torch.int64,
+    "session_B": torch.int64,
+    "place_B": torch.int64,
+}
 
 
 @dataclass(frozen=True)
@@ -32,32 +50,71 @@ class Batch:
     number: int = 0  # of the global batch that this is a share of, or all of
     stop: int = 0  # the place in the plan at which the next global batch begins: where a resumed run goes on
 
+    @staticmethod
+    def blank(windows: int, tokens: int, queries: int, dims: int, *numbers) -> "Batch":
+        """A batch of these sizes whose numbers are still to be written, all in one storage: one copy, one pin moves it.
+
+        numbers: window_s, number and stop, as above.
+        """
+        sizes = {"B": (windows,), "S": (tokens,), "Q": (queries,), "QK": (queries, dims)}
+        layout, at = [], 0
+        for name, dtype in DTYPES.items():
+            shape = sizes[name.rpartition("_")[2]]
+            layout.append((dtype, shape, at))
+            at += _rounded(dtype.itemsize * math.prod(shape))
+        return Batch(*_views(torch.empty(at, dtype=torch.uint8), layout), *numbers)
+
     def __reduce__(self):
         """Cross to another process as one tensor: every tensor of its own costs a file descriptor and a handshake."""
-        parts, layout = [], []
-        for tensor in self.tensors().values():
-            raw = tensor.contiguous().reshape(-1).view(torch.uint8)
-            parts += [raw, raw.new_zeros(-len(raw) % 8)]  # a view of wider numbers must begin at a multiple of them
-            layout.append((tensor.dtype, tuple(tensor.shape), len(raw)))
-        return _rebuilt, (torch.cat(parts), tuple(layout), (self.window_s, self.number, self.stop))
+        return _rebuilt, (*self._whole(), self._numbers())
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name; the other fields are plain numbers."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.type is torch.Tensor}
+        return {name: getattr(self, name) for name in DTYPES}
 
     def to(self, device) -> "Batch":
-        return replace(self, **{name: t.to(device, non_blocking=True) for name, t in self.tensors().items()})
+        whole, layout = self._whole()
+        return _rebuilt(whole.to(device, non_blocking=True), layout, self._numbers())
 
     def pin_memory(self) -> "Batch":
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self.tensors().items()})
+        whole, layout = self._whole()
+        return _rebuilt(whole.pin_memory(), layout, self._numbers())
 
     def __len__(self) -> int:
         return len(self.token_length_B)
 
+    def _numbers(self) -> tuple:
+        return self.window_s, self.number, self.stop
 
-def _rebuilt(raw: torch.Tensor, layout: tuple, numbers: tuple) -> Batch:
-    tensors, at = [], 0
-    for dtype, shape, length in layout:
-        tensors.append(raw[at : at + length].view(dtype).reshape(shape))
-        at += length + -length % 8
-    return Batch(*tensors, *numbers)
+    def _whole(self) -> tuple[torch.Tensor, list]:
+        """All tensors as one of uint8, and where each lies in it: the storage that they share, or one made here."""
+        tensors = list(self.tensors().values())
+        storage = tensors[0].untyped_storage()
+        shared = all(t.is_contiguous() and t.untyped_storage().data_ptr() == storage.data_ptr() for t in tensors)
+        if shared and storage.nbytes() % ALIGNED == 0:
+            whole = torch.empty(0, dtype=torch.uint8, device=tensors[0].device).set_(storage)
+            return whole, [(t.dtype, tuple(t.shape), t.storage_offset() * t.itemsize) for t in tensors]
+        parts, layout, at = [], [], 0
+        for tensor in tensors:
+            raw = tensor.contiguous().reshape(-1).view(torch.uint8)
+            parts += [raw, raw.new_zeros(_rounded(len(raw)) - len(raw))]
+            layout.append((tensor.dtype, tuple(tensor.shape), at))
+            at += _rounded(len(raw))
+        return torch.cat(parts), layout
+
+
+def _rounded(size: int) -> int:
+    return size + -size % ALIGNED
+
+
+def _views(whole: torch.Tensor, layout: list) -> list[torch.Tensor]:
+    """The tensors (dtype, shape, first byte) that lie in a tensor of uint8."""
+    typed = {dtype: whole.view(dtype) for dtype in {dtype for dtype, _, _ in layout}}
+    return [
+        typed[dtype].as_strided(shape, (1,) if len(shape) == 1 else (shape[1], 1), first // dtype.itemsize)
+        for dtype, shape, first in layout
+    ]
+
+
+def _rebuilt(whole: torch.Tensor, layout: list, numbers: tuple) -> Batch:
+    return Batch(*_views(whole, layout), *numbers)

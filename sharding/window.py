@@ -1,18 +1,34 @@
 """Mapped shards -> Windows: a crop of a segment is two binary searches and a few views."""
 
+import io
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sharding.errors import ConfigError
+from sharding.errors import ConfigError, ShardError
+from sharding.files import AGAIN
 from sharding.index import ShardIndex
-from sharding.mapped import MappedMember
-from sharding.segment import PHASE, TIME, UNIT, VALUE, WIDE_UNIT
+from sharding.segment import PHASE, SIGNAL_ARRAYS, TIME, UNIT, VALUE, WIDE_UNIT
 from sharding.tokens import SPIKE, UNIT_END, UNIT_START, SpikeTokens
 
 # the order in which a window's tokens lie
 KINDS = np.array((UNIT_START, UNIT_END, SPIKE), np.int64)
+LAST = np.iinfo(TIME).max  # microseconds from a segment's start that a shard can tell
+
+# What a segment's bytes can have wrong that must not lead a reader astray.
+FALLING, UNKNOWN_UNIT = "spike times that fall", "a spike of a unit that its session does not have"
+REPEATED, UNKNOWN_PHASE = "sample times that do not rise", "a phase code without a name"
+
+# A segment: rows of its session and shard, bounds on the session's clock, counts, and the first bytes of its arrays.
+LOCATED = np.dtype(
+    [
+        *((name, np.int32) for name in ("session", "shard")),
+        *((name, np.int64) for name in ("start_us", "carry_us", "spikes", "samples")),
+        *((name, np.int64) for name in ("spike_time", "spike_unit", *SIGNAL_ARRAYS)),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +43,7 @@ class Window:
     spike_unit: np.ndarray  # (s,) uint16 or uint32 local unit numbers
     sample_time: np.ndarray  # (n,) int32 microseconds, rising
     value: np.ndarray  # (n, K) float32, as recorded
-    phase: np.ndarray  # (n,) uint8, see ShardIndex.phase_names
+    phase: np.ndarray  # (n,) uint8, see SessionRow.phases
 
     @property
     def tokens(self) -> SpikeTokens:
@@ -49,74 +65,159 @@ class Window:
 
 
 class Reader:
-    """Cuts windows out of the shards of an index; one a process, maps are opened when first needed."""
+    """Cuts windows out of the shards of an index; one a process, maps are opened when first needed.
+
+    Crosses to another process as a few plain arrays, nothing of Python's for each segment.
+    """
 
     def __init__(self, index: ShardIndex, signal: str):
-        self._sessions = index.sessions
-        for session in index.sessions:
-            if signal not in session.signals:
-                raise ConfigError(
-                    session.id,
-                    f"has no signal {signal!r}",
-                    f"choose among {', '.join(session.signals) or 'none'}, or leave the session out",
-                )
-        segments, shards = index.segments, index.mapped()
-        self._segments, self._session = segments, segments.session
-        self._units = [np.arange(session.units) for session in index.sessions]
-        self._dims = [session.signals[signal].dims for session in index.sessions]
-        self._base, self._carry = segments.start_us, segments.carry_us
-        self._spike_time, self._spike_unit, self._time, self._value, self._phase = (
-            MappedMember(shards, segments, f"{name}.npy")
-            for name in ("spike_time", "spike_unit", f"{signal}.time", f"{signal}.value", f"{signal}.phase")
-        )
+        """Raises ConfigError for a session without the signal, ShardError for tables that do not fit the shards."""
+        self._root, self._shards = index.root, index.mapped()
+        self.units = np.array([session.units for session in index.sessions], np.int64)
+        self.phases = np.array([len(session.phases) for session in index.sessions], np.int64)
+        self.dims = _dims(index, signal)
+        self.segments = _located(index, self._shards.files, signal, self.dims)
 
     def window(self, segment: int, start_us: int, length_us: int) -> Window:
         """The window of a segment (a row of index.segments) from start_us on the session's clock.
 
-        Holds what lies in [start_us, start_us + length_us) and before the segment's carried data end.
+        Holds what lies in [start_us, start_us + length_us) and before the segment's carried data end. Raises ShardError
+        for a shard that is not there, or whose bytes cannot be a segment's.
         """
-        session = self._session[segment]
-        first = start_us - int(self._base[segment])
-        stop = min(first + length_us, int(self._carry[segment]) - int(self._base[segment]))
-        spike_time = self._spike_time.read(segment, TIME)
-        wide = self._spike_unit.bytes_of(segment) > 2 * len(spike_time)
-        spike_unit = self._spike_unit.read(segment, WIDE_UNIT if wide else UNIT)
-        sample_time = self._time.read(segment, TIME)
-        i, j = spike_time.searchsorted((first, stop))
-        a, b = sample_time.searchsorted((first, stop))
-        dims = self._dims[session]
-        return Window(
-            session,
-            start_us,
-            length_us,
-            self._units[session],
-            spike_time[i:j] - first,
-            spike_unit[i:j],
-            sample_time[a:b] - first,
-            self._value.read(segment, VALUE)[a * dims : b * dims].reshape(-1, dims),
-            self._phase.read(segment, PHASE)[a:b],
+        row = self.segments[segment]
+        session, spikes, samples = int(row["session"]), int(row["spikes"]), int(row["samples"])
+        dims, units = int(self.dims[session]), int(self.units[session])
+        first = start_us - int(row["start_us"])
+        stop = min(first + length_us, int(row["carry_us"] - row["start_us"]))
+        mapped = self.shard(int(row["shard"]))
+
+        def array(name: str, dtype: np.dtype, count: int) -> np.ndarray:
+            return np.frombuffer(mapped, dtype, count, int(row[name])) if count else np.zeros(0, dtype)
+
+        ends = np.clip((first, stop), 0, LAST).astype(TIME)  # needles of another type would have all times copied
+        spike_time = array("spike_time", TIME, spikes)
+        i, j = spike_time.searchsorted(ends)
+        spike_time = spike_time[i:j] - first
+        spike_unit = array("spike_unit", _unit_type(units), spikes)[i:j]
+        sample_time = array("time", TIME, samples)
+        a, b = sample_time.searchsorted(ends)
+        sample_time = sample_time[a:b] - first
+        phase = array("phase", PHASE, samples)[a:b]
+        for damage, found in (
+            (FALLING, (spike_time[1:] < spike_time[:-1]).any() or j < i),
+            (UNKNOWN_UNIT, (spike_unit >= units).any()),
+            (REPEATED, (sample_time[1:] <= sample_time[:-1]).any() or b < a),
+            (UNKNOWN_PHASE, (phase >= self.phases[session]).any()),
+        ):
+            if found:
+                raise self.damaged(segment, damage)
+        value = array("value", VALUE, samples * dims)[a * dims : b * dims].reshape(-1, dims)
+        return Window(session, start_us, length_us, np.arange(units), spike_time, spike_unit, sample_time, value, phase)
+
+    def shard(self, number: int) -> np.ndarray:
+        """The bytes of a shard, mapped; raises ShardError where it cannot be, or was cut short since.
+
+        What is gone from a file cannot be read from its map: the system would end the process.
+        """
+        array, size = self._shards.array(number), self._shards.map(number).size()
+        if size != len(array):
+            found = f"has {size} bytes since it was opened, its index says {len(array)}"
+            raise ShardError(self._file(number), found, AGAIN)
+        return array
+
+    def damaged(self, segment: int, damage: str) -> ShardError:
+        """What to raise for a segment whose bytes cannot be right."""
+        row = self.segments[segment]
+        key = _key_at(self.shard(int(row["shard"])), int(row["spike_time"]))
+        return ShardError(
+            self._file(int(row["shard"])), f"segment {key} holds {damage}", f"run `spikeloom check {self._root}`"
         )
 
-    def stretches(self, split: str) -> Iterator[Window]:
-        """Every contiguous interval of a split whole, as one long window, in order; times are int64 here."""
-        segments = self._segments
-        intervals = segments.intervals(split)
-        for first, count, start, stop in zip(
-            intervals.first.tolist(),
-            intervals.segments.tolist(),
-            intervals.start_us.tolist(),
-            intervals.stop_us.tolist(),
-        ):
-            parts = [
-                self.window(row, int(segments.start_us[row]), int(segments.stop_us[row] - segments.start_us[row]))
-                for row in range(first, first + count)
-            ]
-            joined = {
-                name: np.concatenate([getattr(part, name) for part in parts])
-                for name in ("spike_unit", "value", "phase")
-            }
-            joined |= {
-                name: np.concatenate([getattr(part, name) + np.int64(part.start_us - start) for part in parts])
-                for name in ("spike_time", "sample_time")
-            }
-            yield replace(parts[0], start_us=start, length_us=stop - start, **joined)
+    def _file(self, number: int) -> str:
+        return f"{self._root}/{self._shards.files[number]}"
+
+
+def interval_windows(index: ShardIndex, signal: str, split: str) -> Iterator[Window]:
+    """Every contiguous interval of a split whole, as one long window, in order; times are int64 here."""
+    reader, intervals = Reader(index, signal), index.segments.intervals(split)
+    begin, end = index.segments.start_us, index.segments.stop_us
+    for first, count, start, stop in zip(
+        intervals.first.tolist(),
+        intervals.segments.tolist(),
+        intervals.start_us.tolist(),
+        intervals.stop_us.tolist(),
+    ):
+        parts = [reader.window(row, int(begin[row]), int(end[row] - begin[row])) for row in range(first, first + count)]
+        joined = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in ("spike_unit", "value", "phase")
+        }
+        joined |= {
+            name: np.concatenate([getattr(part, name) + np.int64(part.start_us - start) for part in parts])
+            for name in ("spike_time", "sample_time")
+        }
+        yield replace(parts[0], start_us=start, length_us=stop - start, **joined)
+
+
+def _unit_type(units: int) -> np.dtype:
+    return WIDE_UNIT if units > 2**16 else UNIT
+
+
+def _dims(index: ShardIndex, signal: str) -> np.ndarray:
+    """(sessions,) dimensions of a signal; raises ConfigError for a session without it."""
+    for session in index.sessions:
+        if signal not in session.signals:
+            raise ConfigError(
+                session.id,
+                f"has no signal {signal!r}",
+                f"choose among {', '.join(session.signals) or 'none'}, or leave the session out",
+            )
+    return np.array([session.signals[signal].dims for session in index.sessions], np.int64)
+
+
+def _located(index: ShardIndex, files: tuple[str, ...], signal: str, dims: np.ndarray) -> np.ndarray:
+    """Where the arrays of every segment lie, (n,) LOCATED; raises ShardError where sizes do not fit together.
+
+    What is checked here is what lets compiled code read by bare addresses: every array lies within its shard.
+    """
+    segments = index.segments
+    out = np.zeros(len(segments), LOCATED)
+    out["session"], out["shard"] = segments.session, segments.codes("shard", files)
+    out["start_us"], out["carry_us"] = segments.start_us, segments.carry_us
+    members = {name: segments.member(f"{file}.npy") for name, file in _members(signal).items()}
+    out["spikes"] = np.maximum(members["spike_time"][1], 0) // TIME.itemsize
+    out["samples"] = np.maximum(members["phase"][1], 0)
+    wide = np.array([_unit_type(session.units).itemsize for session in index.sessions], np.int64)[out["session"]]
+    sizes = {
+        "spike_time": (TIME.itemsize, out["spikes"] * TIME.itemsize),
+        "spike_unit": (wide, out["spikes"] * wide),
+        "time": (TIME.itemsize, out["samples"] * TIME.itemsize),
+        "value": (VALUE.itemsize, out["samples"] * VALUE.itemsize * dims[out["session"]]),
+        "phase": (1, out["samples"]),
+    }
+    ends = np.array([entry["bytes"] for entry in index.meta["shards"]] + [0], np.int64)[out["shard"]]
+    wrong = np.zeros(len(segments), bool)
+    for name, (width, size) in sizes.items():
+        out[name], told = members[name]
+        wrong |= (told != size) | (out[name] < 0) | (out[name] > ends - size) | (out[name] % width != 0)
+    if wrong.any():
+        key = segments.table.column("key")[int(np.flatnonzero(wrong)[0])].as_py()
+        raise ShardError(index.root, f"its tables tell arrays of segment {key} that do not fit together", AGAIN)
+    return out
+
+
+def _members(signal: str) -> dict[str, str]:
+    """Names of the columns of LOCATED -> of the members of a segment."""
+    of_signal = {part: f"{signal}.{part}" for part in SIGNAL_ARRAYS}
+    return {"spike_time": "spike_time", "spike_unit": "spike_unit", **of_signal}
+
+
+def _key_at(mapped: np.ndarray, position: int) -> str:
+    """The key of the segment with an array at a byte of a shard: slow, and only for a message."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(mapped), mode="r:") as shard:
+            for member in shard:
+                if member.offset_data <= position <= member.offset_data + member.size:
+                    return member.name.partition(".")[0]
+    except tarfile.TarError:
+        pass
+    return f"at byte {position}"

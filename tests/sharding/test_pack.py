@@ -1,6 +1,6 @@
 """Packing: windows end to end, each the same whatever stands beside it."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def windows(index):
 
 
 def tensors(batch):
-    return {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "window_s"}
+    return {name: tensor for name, tensor in batch.tensors().items() if name != "place_B"}
 
 
 def test_a_batch_is_its_windows_packed_alone_end_to_end(index, sampling, windows):
@@ -39,6 +39,8 @@ def test_a_batch_is_its_windows_packed_alone_end_to_end(index, sampling, windows
     for name, tensor in tensors(whole).items():
         assert torch.equal(tensor, torch.cat([tensors(one)[name] for one in alone])), name
     assert whole.window_s == 1.0 and len(whole) == 20
+    placed = pack(windows, tables, np.arange(20) + 2**40, number=7, stop=60)
+    assert placed.place_B.tolist() == list(range(2**40, 2**40 + 20)) and (placed.number, placed.stop) == (7, 60)
     assert whole.token_length_B.sum() == len(whole.token_time_S) and whole.query_length_B.sum() == len(
         whole.query_time_Q
     )
