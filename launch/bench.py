@@ -21,6 +21,7 @@ from launch.bench_loader import compared as loaders_compared
 from launch.bench_machine import circumstances, in_a_line
 from launch.bench_sessions import SYNTHETIC_RECIPE, reading_of, shards_of, simulated
 from launch.bench_size import sizes
+from launch.bench_supply import SupplyConfig, supplied
 from launch.files import did_you_mean
 from launch.record import read_metrics
 from launch.table import as_text, print_table
@@ -30,7 +31,8 @@ from sharding.index import ShardIndex
 from sharding.statistics import target_statistics
 
 PARTS = ("ingest", "loader", "train", "size")
-# What takes longer is no part of "all". Each is called with the config and the folder of its results.
+APART = ("supply",)  # no part of "all": it tells of corpora, not of the sessions
+# What takes longer is no part of "all" either. Each is called with the config and the folder of its results.
 STUDIES: dict[str, Callable[["BenchConfig", Path], None]] = {
     "learn": lambda config, folder: learn(config.learn, folder),
     "diagnose": lambda config, folder: diagnosed(config.training, config.diagnose, _shards_to_diagnose(config), folder),
@@ -51,7 +53,8 @@ def _training() -> PretrainConfig:
 @dataclass(frozen=True)
 class BenchConfig:
     what: str = "all"
-    "what to measure: ingest, loader, train, size, or all of these; learn: how fast recipes learn; diagnose: their first steps"
+    "what to measure: ingest, loader, train, size, or all of these; supply: start-up against corpus size; learn: how fast "
+    "recipes learn; diagnose: their first steps"
     output: str = "bench"
     "folder of the sessions, shards and results"
     nwb: str = ""
@@ -74,6 +77,8 @@ class BenchConfig:
     "the Python of an environment with pytorch-brain, which `bench loader` then compares with; empty leaves it out"
     training: PretrainConfig = field(default_factory=_training)
     "what is trained and how; its shards and run are set here"
+    supply: SupplyConfig = field(default_factory=SupplyConfig)
+    "the corpora of `bench supply`"
     learn: LearnConfig = field(default_factory=LearnConfig)
     "what `bench learn` compares"
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
@@ -95,8 +100,8 @@ def bench(config: BenchConfig) -> list[Measurement]:
 
     A study writes into a folder of its own below the output instead, and gives no measurements.
     """
-    if config.what not in ("all", *PARTS, *STUDIES):
-        options = ("all", *PARTS, *STUDIES)
+    options = ("all", *PARTS, *APART, *STUDIES)
+    if config.what not in options:
         raise ConfigError("what", f"{config.what!r} cannot be measured", did_you_mean(config.what, options))
     folder = Path(config.output)
     if config.what in STUDIES:
@@ -105,6 +110,8 @@ def bench(config: BenchConfig) -> list[Measurement]:
     wanted = PARTS if config.what == "all" else (config.what,)
     out = list(_ingestion(config)) if "ingest" in wanted else []
     out += _loading(config) if "loader" in wanted else []
+    if "supply" in wanted:
+        out += (Measurement(*row) for row in supplied(config.supply, folder / "supply"))
     if "train" in wanted or "size" in wanted:
         reading = _reading(config)
         index = shards_of(reading, folder)
