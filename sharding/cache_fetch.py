@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import errno
+import logging
 import os
 import random
 import re
@@ -150,6 +151,7 @@ def _file_system(url: str, config: CacheConfig):
     if protocol in ("http", "https"):
         given = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})  # headers that the user configured
         wait = aiohttp.ClientTimeout(total=None, sock_connect=config.stall_s, sock_read=config.stall_s)
+        logging.getLogger("fsspec.http").setLevel(logging.INFO)  # at DEBUG it tells whole addresses, secrets and all
         options["client_kwargs"] = {"trust_env": True, **given, "timeout": wait}
     if protocol in ("s3", "s3a"):
         options["max_concurrency"] = 1  # else it holds 500 MB in memory and tells no progress

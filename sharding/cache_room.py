@@ -197,7 +197,7 @@ class Room:
     def _locked(self) -> Iterator[None]:
         lock = FileLock(self.folder / ".room.lock")
         try:
-            lock.acquire(timeout=_ROOM_WAIT_S)
+            lock.acquire(timeout=_ROOM_WAIT_S, poll_interval=0.01)
         except (OSError, NotImplementedError, Timeout):  # no locks here: the limit may be passed by what others fetch
             yield
             return
