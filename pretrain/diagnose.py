@@ -4,8 +4,10 @@ A plain loop without Lightning: same sessions, weights, batches, dropout and rat
 Where the recipe validates an average of the weights, the look is at the weights themselves.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from pretrain.train import PretrainConfig, chosen_sessions, untrained
 from pretrain.trainer import accelerator
 from sharding.batch import Batch
 from sharding.index import ShardIndex
-from sharding.loader import eval_loader, train_loader
+from sharding.loader import EvalLoader, eval_loader, train_loader
 from sharding.sampling import Sampling
 
 
@@ -80,18 +82,22 @@ def diagnose(
     model, task, sampling = untrained(training.model, training.task, training.window_s, index, training)
     module = DecodingModule(model, task, training.optim, training.trainer.steps, training.seed)
     module.to(accelerator(training.trainer.device))
-    batches = train_loader(
-        index, sampling, training.loader, seed=training.seed, total_batches=steps[-1] + config.gradient_batches
-    ).dataset
+    batches = iter(
+        train_loader(
+            index, sampling, training.loader, seed=training.seed, total_batches=steps[-1] + config.gradient_batches
+        )
+    )
+    coming = deque(islice(batches, config.gradient_batches))
     inside = _Inside(module, index, sampling, training, config)
     optimizer, schedule = _optimiser(module)
     rows, losses = [], []
     for step in range(steps[-1] + 1):
         measured: Measured = []
         if step in steps:
-            measured = inside.measured([batches[step + i] for i in range(config.gradient_batches)], step)
+            measured = inside.measured(list(coming), step)
             before = Moved(inside.parts)
-        losses.append(_take(module, optimizer, schedule, batches[step], step))
+        losses.append(_take(module, optimizer, schedule, coming.popleft(), step))
+        coming.extend(islice(batches, 1))
         if step in steps:
             measured += [(MODEL, "loss", losses[-1]), *before.measured()]
             rows += [(step, *row) for row in measured]
@@ -138,13 +144,13 @@ class _Inside:
     def __init__(self, module: DecodingModule, index: ShardIndex, sampling: Sampling, training, config: DiagnoseConfig):
         self.module, self.sampling, self.parts = module, sampling, parts_of(module)
         loaders = {
-            split: eval_loader(index, sampling, training.loader, split, training.window_s).dataset
+            split: eval_loader(index, sampling, training.loader, split, training.window_s)
             for split in ("train", "valid")
         }
         if not len(loaders["valid"]):
             raise ConfigError(index.root, "the chosen sessions have no valid split", "choose sessions that have one")
-        self.train = lambda: _evenly(loaders["train"], config.train_windows, training.loader.batch_windows)
-        self.valid = lambda: _evenly(loaders["valid"], config.valid_windows, training.loader.batch_windows)
+        self.train = lambda: _evenly(loaders["train"], config.train_windows)
+        self.valid = lambda: _evenly(loaders["valid"], config.valid_windows)
 
     def measured(self, batches: list[Batch], step: int) -> Measured:
         """All that is measured before a step; `batches` are its own and those to come."""
@@ -164,8 +170,8 @@ class _Inside:
         ]
 
 
-def _evenly(batches, windows: int, size: int) -> Iterator[Batch]:
+def _evenly(batches: EvalLoader, windows: int) -> Iterator[Batch]:
     """Whole batches of about that many windows in all, evenly over those there are, in their order."""
-    count = min(len(batches), max(1, round(windows / size)))
+    count = min(len(batches), max(1, round(windows * len(batches) / batches.windows)))
     for number in np.unique(np.linspace(0, len(batches) - 1, count).round().astype(int)):
         yield batches[int(number)]

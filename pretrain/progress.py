@@ -11,8 +11,8 @@ LINE_EVERY_S = 20.0
 class StepProgress:
     """Steps done of all, with loss, validation R2, windows/s and time left; use as a context."""
 
-    def __init__(self, total: int, start: int, batch_windows: int):
-        self.total, self.start, self.batch_windows = total, start, batch_windows
+    def __init__(self, total: int, start: int):
+        self.total, self.start = total, start
         self.console = Console(stderr=True)
         self._began = self._last_line = time.monotonic()
         columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"))
@@ -28,8 +28,9 @@ class StepProgress:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, step: int, loss: float | None, r2: float | None, told: bool) -> None:
-        """Show a step; `told` asks for a plain line now (else one comes every 20 s)."""
+    def update(self, step: int, windows: int, loss: float | None, r2: float | None, told: bool) -> None:
+        """Show a step; `windows` were trained on since the start, `told` asks for a plain line now (else one comes
+        every 20 s)."""
         now = time.monotonic()
         if self._bar is None and not told and now - self._last_line < LINE_EVERY_S:
             return
@@ -37,7 +38,7 @@ class StepProgress:
         parts = [f"loss {loss:.4f}"] if loss is not None else []
         parts += [f"valid R2 {r2:.3f}"] if r2 is not None else []
         if done > 0:
-            parts.append(f"{done * self.batch_windows / elapsed:.0f} windows/s")
+            parts.append(f"{windows / elapsed:.0f} windows/s")
             parts.append(f"{_duration((self.total - step) * elapsed / done)} left")
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description="  ".join(parts))

@@ -25,6 +25,7 @@ FREE = (
     "trainer.device:",
     "trainer.save_every:",
     "loader.workers:",
+    "loader.prefetch:",
     "tracking.",
 )
 _PACKAGES = ("spikeloom", "torch", "lightning", "numpy")

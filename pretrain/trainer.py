@@ -76,7 +76,7 @@ def fit(
     logger = wandb_logger(tracking, run.folder, run.config)
     tracker = Tracker(MetricsFile(run.folder / "metrics.csv", data.index.session_ids, at if resume else None), logger)
     try:
-        with StepProgress(config.steps, at, data.loader.batch_windows) as progress, _quiet():
+        with StepProgress(config.steps, at) as progress, _quiet():
             keeper = Keeper(run, data, facts, config, tracker, progress)
             trainer = _lightning(config, run, keeper, module.optim.clip_norm, logger)
             module.train()
@@ -129,6 +129,7 @@ class Keeper(lightning.Callback):
             self.average = WeightAverage(module.parameters(), module.optim.average)
             if self._saved_average:
                 self.average.load_state_dict(self._saved_average)
+        self._windows_before = self.data.windows
         if trainer.global_step == 0:  # an untrained or merely enlarged model is a candidate too
             self._record(0, self._validate(trainer, module, 0))
 
@@ -139,6 +140,7 @@ class Keeper(lightning.Callback):
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         step, row = trainer.global_step, {}
+        self.data.note(batch)
         if self.average:
             self.average.update()
         self.loss_sum = self.loss_sum + outputs["loss"].detach()
@@ -195,11 +197,12 @@ class Keeper(lightning.Callback):
         return {"valid/loss": loss_sum / weight_sum if weight_sum else math.nan, "valid/r2": mean} | scores
 
     def _record(self, step: int, row: dict[str, float]) -> None:
-        windows = step * self.data.loader.batch_windows
-        self.tracker.record({"step": step, "epoch": step / self.data.epoch_steps, "windows": windows} | row)
+        windows = self.data.windows
+        self.tracker.record({"step": step, "epoch": self.data.epoch, "windows": windows} | row)
         self.latest |= {name: row[name] for name in ("train/loss", "valid/r2") if name in row}
         r2_now = self.latest.get("valid/r2")
-        self.progress.update(step, self.latest.get("train/loss"), r2_now, told="valid/r2" in row)
+        done = windows - self._windows_before
+        self.progress.update(step, done, self.latest.get("train/loss"), r2_now, told="valid/r2" in row)
 
     def _save(self, trainer) -> None:
         fresh = self.run.folder / ".last.ckpt.fresh"

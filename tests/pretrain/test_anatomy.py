@@ -222,7 +222,7 @@ def test_every_weight_belongs_to_a_part_and_to_one_place_of_its_attention(opened
 
 def test_gradients_of_one_batch_agree_and_opposed_ones_do_not(opened):
     module, index, sampling, config = opened
-    batch = train_loader(index, sampling, config.loader, seed=1, total_batches=1).dataset[0]
+    [batch] = train_loader(index, sampling, config.loader, seed=1, total_batches=1)
     parts = {name: part for name, part in parts_of(module).items() if name in ("encoder", "readout")}
     module.eval()
 

@@ -1,0 +1,175 @@
+"""Batches made by worker processes: a big index crosses to them once, and a worker that dies loses and doubles nothing."""
+
+import logging
+import multiprocessing
+import pickle
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from sharding.batch import Batch
+from sharding.batches import Span
+from sharding.errors import MendableError, ShardError
+
+LOG = logging.getLogger("spikeloom")
+DEATHS = 3  # of workers, one after another without a batch between, before we give up
+LARGE = 1 << 16  # bytes from which an array goes through shared memory
+ALIGNED = 64  # bytes; arrays begin at multiples of it there
+DEATH = re.compile(r"DataLoader worker \(pid|Pin memory thread exited")
+BROKEN = ConnectionError, EOFError, FileNotFoundError  # a batch that lay in a worker when it died cannot be fetched
+
+
+class Workers:
+    """Processes that make batches, started when first asked; `keep` leaves them running for the next iteration."""
+
+    def __init__(self, make: Callable[[Span], Batch], count: int, depth: int, keep: bool = False):
+        self._make, self._count, self._depth, self._keep = make, count, depth, keep
+        self._spans: Iterator[Span] = iter(())  # what the workers are given next
+        self._loader = self._making = None
+
+    def batches(self, spans: Iterator[Span]) -> Iterator[Batch]:
+        """The batches of the spans, in order; what fails in a worker is raised here.
+
+        Where a worker dies, all are started again at the first batch that was not handed over. Raises ShardError where
+        they die again and again before there is one.
+        """
+        deaths, sent, finished = 0, deque(), False
+        try:
+            while not finished:
+                try:
+                    made = self._next(spans, sent)
+                except (RuntimeError, *BROKEN) as error:
+                    if not _tells_a_death(error):
+                        raise
+                    deaths += 1
+                    _tell(deaths, error)
+                    self._stop()
+                    spans, sent = chain(tuple(sent), spans), deque()
+                    continue
+                if isinstance(made, MendableError):
+                    raise made
+                finished = made is None
+                if not finished:
+                    deaths = 0
+                    sent.popleft()
+                    yield made
+        finally:
+            self._making = None if finished else self._making
+            if not (finished and self._keep):
+                self._stop()
+
+    def _next(self, spans: Iterator[Span], sent: deque[Span]) -> Batch | MendableError | None:
+        """What the workers hand over next, None at the end; `sent` notes the spans that they were given."""
+        if self._making is None:
+            self._spans = _noted(spans, sent)
+            self._loader = self._started() if self._loader is None else self._loader
+            self._making = iter(self._loader)
+        return next(self._making, None)
+
+    def _started(self) -> DataLoader:
+        return DataLoader(
+            Handed(_Served(self._make)),
+            batch_size=None,
+            sampler=_Given(self),
+            num_workers=self._count,
+            prefetch_factor=max(self._depth, 1),
+            persistent_workers=self._keep,
+            multiprocessing_context=_process_context(),
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(0),  # its own, to leave the model's random stream alone
+        )
+
+    def _stop(self) -> None:
+        """End the processes now: an error on its way to the user would keep them for as long as it is looked at."""
+        making = self._loader._iterator if self._making is None and self._loader is not None else self._making
+        self._making = self._loader = None
+        if making is not None:
+            making._shutdown_workers()
+
+
+class Handed:
+    """Something whose large arrays cross to other processes once, in shared memory, however many take it."""
+
+    def __init__(self, thing):
+        buffers: list[pickle.PickleBuffer] = []
+
+        def stays(buffer: pickle.PickleBuffer) -> bool:
+            large = buffer.raw().nbytes >= LARGE
+            if large:
+                buffers.append(buffer)
+            return not large
+
+        self.pickled = pickle.dumps(thing, protocol=5, buffer_callback=stays)
+        raws = [buffer.raw() for buffer in buffers]
+        stops = np.cumsum([0] + [-(-raw.nbytes // ALIGNED) * ALIGNED for raw in raws]).tolist()
+        # where each array lies, and whether it may be written to: compiled code knows the two apart
+        self.layout = tuple((at, raw.nbytes, memoryview(b).readonly) for at, raw, b in zip(stops, raws, buffers))
+        self.shared = torch.empty(stops[-1], dtype=torch.uint8).share_memory_()
+        for (at, size, _), raw in zip(self.layout, raws):
+            self.shared.numpy()[at : at + size] = np.frombuffer(raw, np.uint8)
+
+    def __reduce__(self):
+        return _taken, (self.pickled, self.layout, self.shared)
+
+
+def _taken(pickled: bytes, layout: tuple, shared: torch.Tensor):
+    raw = memoryview(shared.numpy())
+    parts = (raw[at : at + size] for at, size, _ in layout)
+    return pickle.loads(pickled, buffers=[p.toreadonly() if entry[2] else p for p, entry in zip(parts, layout)])
+
+
+class _Served(Dataset):
+    """What a worker runs; an error that the user can mend is handed over whole, not as torch would tell it."""
+
+    def __init__(self, make: Callable[[Span], Batch]):
+        self.make = make
+
+    def __getitem__(self, span: Span) -> Batch | MendableError:
+        try:
+            return self.make(span)
+        except MendableError as error:
+            return error
+
+
+class _Given:
+    """The spans that the workers of one iteration are given."""
+
+    def __init__(self, workers: Workers):
+        self.workers = workers
+
+    def __iter__(self) -> Iterator[Span]:
+        return self.workers._spans
+
+
+def _noted(spans: Iterator[Span], sent: deque[Span]) -> Iterator[Span]:
+    for span in spans:
+        sent.append(span)
+        yield span
+
+
+def _tells_a_death(error: Exception) -> bool:
+    """Whether torch says that a worker is gone, rather than what went wrong inside one ("Caught ...")."""
+    return bool(DEATH.match(str(error))) or (isinstance(error, BROKEN) and not str(error).startswith("Caught "))
+
+
+def _tell(deaths: int, error: Exception) -> None:
+    found = str(error).partition("\n")[0] or type(error).__name__
+    if deaths == DEATHS:
+        raise ShardError(
+            "loader.workers",
+            f"{DEATHS} times in a row a worker died before it made a batch ({found})",
+            "look for a lack of memory, take smaller batches or fewer loader.workers",
+        ) from None
+    LOG.warning("a loader worker died (%s); starting the workers again at the batch that is due", found)
+
+
+def _process_context():
+    """How workers start: not by fork, which would copy the locks of torch's threads; torch is imported once for all."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sharding.loader"])
+    return context
