@@ -2,79 +2,88 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from fnmatch import translate
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import compute, parquet
 
 from data_prep.session import SPLITS
+from sharding.cache import CacheConfig
 from sharding.errors import ConfigError, ShardError
-from sharding.files import AGAIN, LocalFiles, RootFiles
-from sharding.mapped import MappedMember, MappedShards
-from sharding.segment import PHASE, TIME, VALUE
-from sharding.tables import SegmentTable, SessionRow, SignalStatistics
-
-FORMAT = 1
-KIND = "spikeloom shards"
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A stored session that could not be sharded, and why."""
-
-    file: str
-    message: str
+from sharding.files import AGAIN, RootFiles, files_at
+from sharding.index_limit import clipped, recounted, retold
+from sharding.index_meta import FORMAT, Refused, read_meta
+from sharding.mapped import MappedShards
+from sharding.tables import SEGMENT_SCHEMA, UNIT_SCHEMA, SegmentTable, SessionTable, UnitTable
+from sharding.tables_rows import SESSION_SCHEMA, SessionRow
+from sharding.tables_stored import StoredTable, check_digest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ShardIndex:
     """The sessions of a shard root, or some of them; every other product of the supply is made from this."""
 
-    root: Path
-    meta: dict  # index.json as written: format, config, phases, totals, files with bytes and sha256
-    sessions: tuple[SessionRow, ...]
+    files: RootFiles  # where the shards are
+    meta: dict  # index.json as written: format, config, totals, tables and shards with bytes and sha256
+    sessions: SessionTable  # a sequence of SessionRow
     segments: SegmentTable
-    units: pa.Table  # tables.UNIT_SCHEMA
+    unit_table: UnitTable
     limit_us: int | None = None  # microseconds of train data kept of each session; None is all
 
-    @property
-    def files(self) -> RootFiles:
-        """Where the shard files are."""
-        return LocalFiles(self.root)
+    @staticmethod
+    def open(root, verify: bool = False, cache: CacheConfig = CacheConfig()) -> "ShardIndex":  # noqa: B008
+        """The index of a root, a folder or a URL; raises ShardError for what is missing, cut short or of another format.
+
+        Sizes of local shards and digests of the tables are always checked here, what comes from a server whenever it
+        comes; `verify` compares each local shard with its sha256 too, when this machine first maps it.
+        """
+        files = files_at(root, cache, verify)
+        meta = read_meta(files)
+        try:
+            index = ShardIndex.of(files, meta)
+        except ShardError:
+            now = read_meta(files)
+            if now["digest"] == meta["digest"]:
+                raise
+            index = ShardIndex.of(files, now)  # sessions were added while it was read: here are their tables
+        index._check_sizes()
+        return index
 
     @staticmethod
-    def open(root, verify: bool = False) -> "ShardIndex":
-        """The index of a shard root; raises ShardError for what is missing, cut short or of another format.
-
-        Sizes of all files and digests of the tables are always checked; `verify` checks the digests of the shards too.
-        """
-        root = Path(root)
-        meta = read_meta(root)
-        for entry in meta["tables"] + meta["shards"]:
-            _check_file(root / entry["file"], entry, digest=verify or entry in meta["tables"])
+    def of(files: RootFiles, meta: dict) -> "ShardIndex":
+        """The index of a root's index.json and tables, no shard looked at; raises ShardError."""
         try:
-            tables = {e["file"]: parquet.read_table(root / e["file"]) for e in meta["tables"]}
-            sessions = tuple(map(SessionRow.from_record, tables["sessions.parquet"].to_pylist()))
-            segments = SegmentTable(tables["segments.parquet"], tuple(s.id for s in sessions))
-            index = ShardIndex(root, meta, sessions, segments, tables["units.parquet"])
-            index._check_segments()
-            return index
+            stored = [
+                StoredTable.open(files, meta["tables"][name], schema)
+                for name, schema in (("sessions", SESSION_SCHEMA), ("units", UNIT_SCHEMA), ("segments", SEGMENT_SCHEMA))
+            ]
+            sessions = SessionTable(stored[0].read().combine_chunks())
+            units = sessions.column("units")
+            if units.sum() != len(stored[1]):
+                raise ShardError(files.root, "its sessions have other units than its table of units", AGAIN)
+            return ShardIndex(
+                files,
+                meta,
+                sessions,
+                SegmentTable.of(stored[2], meta["shards"], sessions.ids),
+                UnitTable(stored[1], np.cumsum(units) - units, units),
+            )
         except (KeyError, TypeError, pa.ArrowException) as error:
-            raise ShardError(root, f"its tables do not fit format {FORMAT} ({error})", AGAIN) from None
+            raise ShardError(files.root, f"its tables do not fit format {FORMAT} ({error})", AGAIN) from None
+
+    @property
+    def root(self) -> Path | str:
+        """Where it was opened, as it may be shown."""
+        return self.files.root
 
     @property
     def session_ids(self) -> tuple[str, ...]:
-        return self.segments.session_ids
-
-    @property
-    def phase_names(self) -> tuple[str, ...]:
-        """Names by phase code; 0 is "random": no phase."""
-        return tuple(self.meta["phases"])
+        return self.sessions.ids
 
     @property
     def refused(self) -> tuple[Refused, ...]:
@@ -87,44 +96,46 @@ class ShardIndex:
         return self.meta["config"]["halo_us"]
 
     @cached_property
-    def _by_id(self) -> dict[str, SessionRow]:
-        return {session.id: session for session in self.sessions}
+    def _row(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.session_ids)}
 
     def session(self, session_id: str) -> SessionRow:
         """One session; raises ConfigError where it is not here."""
         self._known([session_id])
-        return self._by_id[session_id]
+        return self.sessions[self._row[session_id]]
 
-    @cached_property
-    def _unit_rows(self) -> dict[str, tuple[int, int]]:
-        of = self.units.column("session").to_numpy(zero_copy_only=False)
-        new = np.flatnonzero(np.append(True, of[1:] != of[:-1])) if len(of) else np.zeros(0, int)
-        return {of[a]: (a, b) for a, b in zip(new.tolist(), np.append(new[1:], len(of)).tolist())}
+    @property
+    def units(self) -> pa.Table:
+        """The unit table (tables.UNIT_SCHEMA) of these sessions, read anew."""
+        return self.unit_table.chosen().read()
 
     def unit_ids(self, session_id: str) -> tuple[str, ...]:
         """Global ids "<session id>/<unit id>" of a session's units, in the order that its spikes count them."""
-        first, stop = self._unit_rows.get(session_id, (0, 0))
-        return tuple(self.units.column("id").slice(first, stop - first).to_pylist())
+        row = self._row.get(session_id)
+        return () if row is None else self.unit_table.ids(row, session_id)
+
+    def all_unit_ids(self) -> Iterator[list[str]]:
+        """Global ids of the units of all sessions in order, in runs: never all of them in memory."""
+        return self.unit_table.all_ids()
 
     def select(self, session_ids) -> "ShardIndex":
         """The same files with only these sessions, in the order of this index; raises ConfigError for an unknown one."""
         wanted = set(session_ids)
         self._known(wanted)
-        rows = [row for row, session in enumerate(self.sessions) if session.id in wanted]
-        ids = tuple(self.session_ids[row] for row in rows)
-        units = compute.is_in(self.units.column("session"), value_set=pa.array(ids, pa.string()))
+        rows = np.array(sorted(self._row[name] for name in wanted), np.int64)
         return replace(
             self,
-            sessions=tuple(self.sessions[row] for row in rows),
-            units=self.units.filter(units),
-            segments=self.segments.take(np.isin(self.segments.session, rows), ids),
+            sessions=self.sessions.take(rows),
+            unit_table=self.unit_table.take(rows),
+            segments=self.segments.take(np.isin(self.segments.session, rows), rows),
         )
 
     def matching(self, patterns) -> "ShardIndex":
         """The sessions whose id fits any glob pattern; raises ConfigError for a pattern that fits none."""
         patterns, ids = [patterns] if isinstance(patterns, str) else list(patterns), []
         for pattern in patterns:
-            fitting = [name for name in self.session_ids if fnmatchcase(name, pattern)]
+            fits = re.compile(translate(pattern)).match
+            fitting = [name for name in self.session_ids if fits(name)]
             if not fitting:
                 raise ConfigError(self.root, f"no session fits {pattern!r}", f"choose among {_some(self.session_ids)}")
             ids += fitting
@@ -138,22 +149,11 @@ class ShardIndex:
         """
         if not train_minutes > 0:
             raise ConfigError("train_minutes", f"is {train_minutes}", "give a positive number of minutes")
-        limit = round(train_minutes * 60e6)
-        table, whole = self.segments, self.segments.intervals("train")
-        left = np.zeros(len(whole.first), np.int64)
-        used = np.zeros(len(self.sessions), np.int64)
-        for i, session in enumerate(table.session[whole.first]):  # an interval is minutes long: few of them
-            left[i] = min(whole.stop_us[i] - whole.start_us[i], limit - used[session])
-            used[session] += left[i]
-        stop = np.full(len(table), np.iinfo(np.int64).max)
-        rows = np.concatenate([np.arange(a, a + n) for a, n in zip(whole.first, whole.segments)] or [[]]).astype(int)
-        stop[rows] = np.repeat(whole.start_us + left, whole.segments)
-        clipped = {name: np.minimum(table.column(name), stop) for name in ("interval_stop_us", "stop_us", "carry_us")}
-        kept = table.start_us < stop
-        segments = table.replaced(**clipped).take(kept, self.session_ids)
-        shorter = np.flatnonzero((clipped["stop_us"] < table.stop_us)[kept])
-        cut = replace(self, segments=_recounted(replace(self, segments=segments), shorter), limit_us=limit)
-        return replace(cut, sessions=tuple(_retold(cut)))
+        limit, shards = round(train_minutes * 60e6), self.mapped()
+        segments, shorter = clipped(self.segments, limit)
+        segments = recounted(segments, shards, self.sessions.names("signals"), shorter)
+        sessions = SessionTable.of(retold(self.sessions, segments, shards))
+        return replace(self, sessions=sessions, segments=segments, limit_us=limit)
 
     def mapped(self) -> MappedShards:
         """The shard files, mapped when first read."""
@@ -168,121 +168,42 @@ class ShardIndex:
         """Totals of the sessions in this index: what `show` prints."""
         return {
             "sessions": len(self.sessions),
-            "units": sum(s.units for s in self.sessions),
+            "units": int(self.sessions.column("units").sum()),
             "spikes": int(self.segments.column("spikes").sum()),
             "targets": int(self.segments.column("targets").sum()),
-            "hours": {split: sum(s.hours[split] for s in self.sessions) for split in SPLITS},
+            "hours": {split: float(self.sessions.hours(split).sum()) for split in SPLITS},
             "segments": len(self.segments),
             "shards": len(self.meta["shards"]),
             "bytes": sum(entry["bytes"] for entry in self.meta["shards"]),
-            "signals": sorted({name for s in self.sessions for name in s.signals}),
-            "phases": list(self.phase_names),
+            "signals": sorted(self.sessions.names("signals")),
+            "phases": self.sessions.names("phases"),
             "format": self.meta["format"],
         }
 
-    def _check_segments(self) -> None:
-        """Raise ShardError where segments name what is not there: such an index would lead readers astray."""
-        files = {entry["file"]: entry["bytes"] for entry in self.meta["shards"]}
-        shard = self.segments.codes("shard", tuple(files))
-        ends = self.segments.member_ends()
-        if len(shard) and min(shard.min(), self.segments.session.min(), self.segments.split.min()) < 0:
-            raise ShardError(self.root, "its segments name a shard, session or split that is not there", AGAIN)
-        if (ends > np.array([*files.values(), 0])[shard]).any():
-            raise ShardError(self.root, "its segments lie beyond the end of their shards", AGAIN)
+    def verify_shards(self) -> None:
+        """Read every shard and compare it with its sha256; raises ShardError."""
+        for entry in self.meta["shards"]:
+            check_digest(self.files.path(entry), entry)
+
+    def _check_sizes(self) -> None:
+        """Raise ShardError where a local shard is missing or cut short."""
+        if not isinstance(self.root, Path):
+            return
+        for entry in self.meta["shards"]:
+            path = self.root / entry["file"]
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                raise ShardError(path, "is missing", AGAIN) from None
+            except OSError as error:
+                raise ShardError(path, f"cannot be read ({error.strerror})", AGAIN) from None
+            if size != entry["bytes"]:
+                raise ShardError(path, f"has {size} bytes, its index says {entry['bytes']}", AGAIN)
 
     def _known(self, ids) -> None:
         for name in ids:
-            if name not in self._by_id:
+            if name not in self._row:
                 raise ConfigError(self.root, f"holds no session {name!r}", f"choose among {_some(self.session_ids)}")
-
-
-def read_meta(root: Path) -> dict:
-    """index.json, checked against its own digest; raises ShardError."""
-    path = root / "index.json"
-    try:
-        meta = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise ShardError(root, "holds no index.json, so no complete shards", "run `spikeloom shard` into it") from None
-    except (OSError, ValueError) as error:
-        raise ShardError(path, f"cannot be read ({error})", AGAIN) from None
-    if not isinstance(meta, dict) or meta.get("kind") != KIND:
-        raise ShardError(path, "is not an index of Spikeloom shards", "give the folder that `spikeloom shard` wrote")
-    if meta.get("format") != FORMAT:
-        raise ShardError(
-            path,
-            f"is of format {meta.get('format')}, this version reads format {FORMAT}",
-            "write the shards again with this version, or use the version that wrote them",
-        )
-    if meta.get("digest") != meta_digest(meta):
-        raise ShardError(path, "was changed after it was written", AGAIN)
-    for entry in meta["tables"] + meta["shards"]:
-        if Path(entry["file"]).name != entry["file"]:
-            raise ShardError(path, f"names a file outside its folder, {entry['file']!r}", AGAIN)
-    return meta
-
-
-def meta_digest(meta: dict) -> str:
-    """sha256 of index.json without its own digest."""
-    rest = {name: value for name, value in meta.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
-def _check_file(path: Path, entry: dict, digest: bool) -> None:
-    try:
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise ShardError(path, f"has {size} bytes, its index says {entry['bytes']}", AGAIN)
-        if digest:
-            with open(path, "rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != entry["sha256"]:
-                    raise ShardError(path, "its sha256 is not what the index says", AGAIN)
-    except FileNotFoundError:
-        raise ShardError(path, "is missing", AGAIN) from None
-    except OSError as error:
-        raise ShardError(path, f"cannot be read ({error.strerror})", AGAIN) from None
-
-
-def _recounted(index: ShardIndex, rows: np.ndarray) -> SegmentTable:
-    """The segments with spikes and targets counted again in those rows."""
-    segments, shards = index.segments, index.mapped()
-    spikes, targets = segments.column("spikes").copy(), segments.column("targets").copy()
-    names = {name for session in index.sessions for name in session.signals}
-    times = [MappedMember(shards, segments, f"{name}.time.npy") for name in names]
-    spike_time = MappedMember(shards, segments, "spike_time.npy")
-    for row in rows.tolist():
-        owned = segments.stop_us[row] - segments.start_us[row]
-        spikes[row] = np.searchsorted(spike_time.read(row, TIME), owned)
-        targets[row] = sum(np.searchsorted(time.read(row, TIME), owned) for time in times if time.bytes_of(row) > 0)
-    return segments.replaced(spikes=spikes, targets=targets)
-
-
-def _retold(index: ShardIndex) -> Iterator[SessionRow]:
-    """Session rows with counts, train hours and statistics of the index's own segments."""
-    segments, outlier = index.segments, index.phase_names.index("outlier") if "outlier" in index.phase_names else -1
-    shards, counts = index.mapped(), {}
-    for name in ("spikes", "targets"):
-        counts[name] = np.bincount(segments.session, segments.column(name), len(index.sessions)).astype(int).tolist()
-    members = {
-        name: [MappedMember(shards, segments, f"{name}.{part}.npy") for part in ("time", "value", "phase")]
-        for name in {name for session in index.sessions for name in session.signals}
-    }
-    train = segments.split == SPLITS.index("train")
-    for row, session in enumerate(index.sessions):
-        mine, told = np.flatnonzero(train & (segments.session == row)), {}
-        for name, signal in session.signals.items():
-            parts = [np.zeros((0, signal.dims), np.float32)]
-            for segment in mine.tolist():
-                time, value, phase = (m.read(segment, t) for m, t in zip(members[name], (TIME, VALUE, PHASE)))
-                n = int(np.searchsorted(time, segments.stop_us[segment] - segments.start_us[segment]))
-                parts.append(value.reshape(-1, signal.dims)[:n][phase[:n] != outlier])
-            told[name] = SignalStatistics.of(np.concatenate(parts))
-        hours = float((segments.stop_us[mine] - segments.start_us[mine]).sum() / 3600e6)
-        yield replace(
-            session,
-            statistics=told,
-            hours={**session.hours, "train": hours},
-            **{name: counts[name][row] for name in counts},
-        )
 
 
 def _some(names) -> str:

@@ -1,21 +1,30 @@
 """Sessions -> a shard root: shards, tables and, last of all, the index whose presence says that the root is whole."""
 
 import json
+import re
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from data_prep.session import SPLITS, Session
-from sharding.cut import PhaseCodes, cut
+from sharding.cut import NO_PHASE, PhaseCodes, cut
 from sharding.errors import ShardError
-from sharding.index import FORMAT, KIND, Refused, meta_digest
+from sharding.index import ShardIndex
+from sharding.index_meta import FORMAT, INDEX, KIND, TABLES, Refused, meta_digest
 from sharding.segment import Segment
-from sharding.tables import SEGMENT_SCHEMA, SESSION_SCHEMA, UNIT_SCHEMA, SessionRow, SignalRow, SignalStatistics
-from sharding.writer import PARTIAL, ShardWriter, write_bytes, write_table
+from sharding.tables import SEGMENT_SCHEMA, UNIT_SCHEMA
+from sharding.tables_rows import SESSION_SCHEMA, SessionRow, SignalRow, SignalStatistics
+from sharding.writer import PARTIAL, ShardWriter, write_bytes
+from sharding.writer_tables import Records, standing, write_table
+
+_SHARD = re.compile(rf"({'|'.join(SPLITS)})-(\d{{6,}})\.tar")
+# What a run writes; tables of format 1 have no digest in their names.
+_OURS = re.compile(rf"{_SHARD.pattern}|({'|'.join(TABLES)})(-[0-9a-f]{{8}})?\.parquet|\..*{re.escape(PARTIAL)}")
 
 
 @dataclass(frozen=True)
@@ -42,20 +51,25 @@ class Source:
 class RootWriter:
     """Writes one shard root. Use as a context, and call finish() inside it when all sessions are added.
 
-    Entering removes what an earlier run left in the folder, the index first, so that no rest is taken for whole.
+    With `kept`, the index of what stands in the folder, sessions are added to those: its shards stay as they are, new
+    ones are numbered on. Entering removes what earlier runs left, without `kept` the index first, so that no rest is
+    taken for whole. Only one process may do so at a time: see root_lock.
     """
 
-    def __init__(self, output: Path, settings: CutSettings):
-        self.output, self.settings, self.codes = output, settings, PhaseCodes()
-        self._sessions: list[dict] = []
-        self._units: list[dict] = []
-        self._order: dict[str, int] = {}
-        self._stack = ExitStack()
+    def __init__(self, output: Path, settings: CutSettings, kept: ShardIndex | None = None):
+        self.output, self.settings, self.kept = output, settings, kept
+        self.codes = PhaseCodes(kept.meta["phases"] if kept else (NO_PHASE,))
+        self._ids = set(kept.session_ids) if kept else set()
+        self._sessions, self._units, self._segments = map(Records, (SESSION_SCHEMA, UNIT_SCHEMA, SEGMENT_SCHEMA))
+        self._spikes, self._stack = 0, ExitStack()
 
     def __enter__(self) -> Self:
-        _clear(self.output)
+        sweep(self.output, self.kept.meta if self.kept else None)
+        entries = self.kept.meta["shards"] if self.kept else []
         self._writers = {
-            split: self._stack.enter_context(ShardWriter(self.output, split, self.settings.shard_bytes))
+            split: self._stack.enter_context(
+                ShardWriter(self.output, split, self.settings.shard_bytes, next_number(split, entries))
+            )
             for split in self.settings.splits
         }
         return self
@@ -63,10 +77,19 @@ class RootWriter:
     def __exit__(self, *error) -> None:
         self._stack.__exit__(*error)
 
+    @property
+    def count(self) -> int:
+        """Sessions of the root as it will be."""
+        return len(self._ids)
+
     def cut(self, session: Session) -> list[Segment]:
         """All segments of a session, nothing written yet; raises ShardError for a session that cannot be taken."""
-        if session.id in self._order:
-            raise ShardError(session.id, "is there twice", "keep one of the stored sessions of this id")
+        if session.id in self._ids:
+            raise ShardError(
+                session.id,
+                "is there already, from another file or an earlier state of this one",
+                "keep one of the two, or shard without append to replace it",
+            )
         segments = list(
             cut(
                 session,
@@ -86,46 +109,71 @@ class RootWriter:
 
     def add(self, session: Session, segments: list[Segment], source: Source) -> None:
         """Write the segments that cut() gave; raises ShardError where the disk is full."""
-        for segment in segments:
-            self._writers[segment.split].write(segment)
+        self._segments.add([self._writers[segment.split].write(segment) for segment in segments])
         row = _session_row(session, segments, self.codes, source)
-        self._order[session.id] = len(self._order)
-        self._sessions.append(row.to_record())
-        self._units += _unit_rows(session, segments, 3600 * sum(row.hours.values()))
+        self._ids.add(session.id)
+        self._spikes += row.spikes
+        self._sessions.add([row.to_record()])
+        self._units.add(_unit_rows(session, segments, 3600 * sum(row.hours.values())))
 
-    def finish(self, sources: list[Source], refused: list[Refused]) -> None:
+    def finish(self, refused: list[Refused]) -> None:
         """Complete the last shards, write the tables and then index.json."""
         self._stack.close()
-        shards = [file for writer in self._writers.values() for file in writer.files]
-        segments = sorted(
-            (row for writer in self._writers.values() for row in writer.rows),
-            key=lambda row: (self._order[row["session"]], SPLITS.index(row["split"]), row["key"]),
-        )
-        tables = [
-            write_table(self.output / "sessions.parquet", self._sessions, SESSION_SCHEMA),
-            write_table(self.output / "units.parquet", self._units, UNIT_SCHEMA),
-            write_table(self.output / "segments.parquet", segments, SEGMENT_SCHEMA),
-        ]
-        meta = {
-            "kind": KIND,
-            "format": FORMAT,
-            "writer": version("spikeloom"),
-            "config": self.settings.to_json(),
-            "phases": self.codes.names,
-            "totals": {
-                "sessions": len(self._sessions),
-                "units": len(self._units),
-                "segments": len(segments),
-                "spikes": sum(row["spikes"] for row in segments),
-                "bytes": sum(file.bytes for file in shards),
-            },
-            "sources": [asdict(source) for source in sources],
-            "refused": [asdict(entry) for entry in refused],
-            "tables": [asdict(file) for file in tables],
-            "shards": [asdict(file) for file in shards],
+        kept = self.kept
+        fresh = {"sessions": self._sessions, "units": self._units, "segments": self._segments}
+        tables = {
+            name: write_table(
+                self.output, name, chain(standing(kept, name, records.schema), records.tables()), records.schema
+            )
+            for name, records in fresh.items()
         }
-        meta["digest"] = meta_digest(meta)
-        write_bytes(self.output / "index.json", json.dumps(meta, indent=1).encode())
+        shards = [asdict(file) for writer in self._writers.values() for file in writer.files]
+        totals = {name: records.count for name, records in fresh.items()}
+        totals |= {"spikes": self._spikes, "bytes": sum(entry["bytes"] for entry in shards)}
+        if kept:
+            shards = kept.meta["shards"] + shards
+            totals = {name: value + kept.meta["totals"][name] for name, value in totals.items()}
+        write_index(
+            self.output,
+            {
+                "config": self.settings.to_json(),
+                "phases": self.codes.names,
+                "totals": totals,
+                "refused": [asdict(entry) for entry in refused],
+                "tables": {name: asdict(file) for name, file in tables.items()},
+                "shards": shards,
+            },
+        )
+
+
+def write_index(output: Path, meta: dict) -> None:
+    """index.json of a root whose shards and tables are there: the moment at which it holds what `meta` tells."""
+    meta = {"kind": KIND, "format": FORMAT, "writer": version("spikeloom"), **meta}
+    meta["digest"] = meta_digest(meta)
+    write_bytes(output / INDEX, json.dumps(meta, indent=1).encode())
+
+
+def next_number(split: str, entries: list[dict]) -> int:
+    """The number of the first new shard of a split: one above those that these entries of index.json name."""
+    found = (_SHARD.fullmatch(entry["file"]) for entry in entries)
+    return max((int(name[2]) + 1 for name in found if name and name[1] == split), default=0)
+
+
+def sweep(output: Path, meta: dict | None = None) -> None:
+    """Make the folder and remove shards, tables and half-written files of earlier runs, except what `meta` names.
+
+    Without `meta` all go, the index first, so that no rest is taken for whole. Raises ShardError.
+    """
+    named = {entry["file"] for entry in [*meta["tables"].values(), *meta["shards"]]} | {INDEX} if meta else set()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if INDEX not in named:
+            (output / INDEX).unlink(missing_ok=True)
+        for name in sorted(path.name for path in output.iterdir()):
+            if _OURS.fullmatch(name) and name not in named:
+                (output / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise ShardError(output, f"cannot be written to ({error.strerror})", "choose another output folder") from None
 
 
 def _session_row(session: Session, segments: list[Segment], codes: PhaseCodes, source: Source) -> SessionRow:
@@ -158,6 +206,7 @@ def _session_row(session: Session, segments: list[Segment], codes: PhaseCodes, s
         {name: scale for name, scale in session.target_scale.items() if name in signals},
         dict(session.loss_weights),
         tuple(session.eval_phases),
+        tuple(codes.names),
         source.file,
         source.sha256,
     )
@@ -167,28 +216,26 @@ def _unit_rows(session: Session, segments: list[Segment], seconds: float) -> lis
     spikes = np.zeros(len(session.units), np.int64)
     for segment in segments:
         spikes += np.bincount(segment.spikes.unit[: segment.owned_spikes], minlength=len(session.units))
-    units = session.units
+    units, count = session.units, len(session.units)
     return [
         {
             "id": f"{session.id}/{name}",
             "session": session.id,
             "region": region,
             "quality": quality,
-            "spikes": int(count),
-            "rate": count / seconds,
+            "electrode": electrode,
+            "held_out": bool(held_out),
+            "missing": bool(missing),
+            "spikes": own,
+            "rate": own / seconds,
         }
-        for name, region, quality, count in zip(units.id, units.region, units.quality, spikes)
+        for name, region, quality, electrode, held_out, missing, own in zip(
+            units.id,
+            units.region,
+            units.quality,
+            units.electrode or ("",) * count,
+            units.held_out or (False,) * count,
+            units.missing or (False,) * count,
+            spikes.tolist(),
+        )
     ]
-
-
-def _clear(output: Path) -> None:
-    """Make the folder and remove shards of an earlier run, the index first, so that no rest is taken for whole."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        old = [output / "index.json", *(output / f"{table}.parquet" for table in ("sessions", "units", "segments"))]
-        for split in SPLITS:
-            old += output.glob(f"{split}-[0-9][0-9][0-9][0-9][0-9][0-9].tar")
-        for file in [*old, *output.glob(f".*{PARTIAL}")]:
-            file.unlink(missing_ok=True)
-    except OSError as error:
-        raise ShardError(output, f"cannot be written to ({error.strerror})", "choose another output folder") from None

@@ -33,21 +33,23 @@ class SessionTables:
     session_row: np.ndarray  # (sessions,) row of the session vocabulary, int64
     mean: np.ndarray  # (sessions, K) float64
     scale: np.ndarray  # (sessions, K) float64
-    weight: np.ndarray  # (sessions, phases) float32
-    evaluated: np.ndarray  # (sessions, phases) bool
+    weight: np.ndarray  # (sessions, most phases) float32, by each session's own codes; 0 beyond them
+    evaluated: np.ndarray  # (sessions, most phases) bool, likewise; False beyond them
 
     @staticmethod
     def of(index: ShardIndex, sampling: Sampling) -> "SessionTables":
         """Look everything up once; raises ConfigError for what vocabulary, statistics or signal do not cover."""
-        rows = [sampling.units.rows(index.unit_ids(name)) for name in index.session_ids]
-        told = [sampling.statistics[name] for name in index.session_ids]
-        dims = {session.signals[sampling.signal].dims for session in index.sessions}
+        of_session = index.sessions.dims(sampling.signal)
+        for row in np.flatnonzero(of_session == 0):
+            raise ConfigError(index.session_ids[row], f"has no signal {sampling.signal!r}", "leave the session out")
+        dims = set(of_session.tolist())
         if len(dims) > 1:
             raise ConfigError(
                 sampling.signal,
                 f"has {' and '.join(map(str, sorted(dims)))} dimensions over sessions",
                 "choose sessions that agree",
             )
+        told = [sampling.statistics[name] for name in index.session_ids]
         for name, (mean, _) in zip(index.session_ids, told):
             if {len(mean)} != dims:
                 raise ConfigError(
@@ -55,25 +57,31 @@ class SessionTables:
                     f"has statistics of {len(mean)} dimensions, {sampling.signal} has {dims.pop()}",
                     "take statistics of the same signal",
                 )
-        lengths = np.array([len(r) for r in rows], np.int64)
-        phases = index.phase_names
+        weight, evaluated = _by_phase(index, sampling)
+        lengths = index.sessions.column("units")
         return SessionTables(
-            np.concatenate(rows),
+            np.concatenate([sampling.units.rows(ids) for ids in index.all_unit_ids()]),
             np.cumsum(lengths) - lengths,
             sampling.sessions.rows(index.session_ids),
             np.stack([mean for mean, _ in told]),
             np.stack([scale for _, scale in told]),
-            np.array([_weights(session, sampling, phases) for session in index.sessions], np.float32),
-            np.array([_evaluated(session, sampling, phases) for session in index.sessions], bool),
+            weight,
+            evaluated,
         )
 
 
-def _weights(session, sampling: Sampling, phases) -> list[float]:
-    advised = session.loss_weights if sampling.use_recipe_weights else {}
-    weights = {**advised, **sampling.phase_weights}
-    return [weights.get(phase, 1.0) for phase in phases]
-
-
-def _evaluated(session, sampling: Sampling, phases) -> list[bool]:
-    wanted = sampling.eval_phases or session.eval_phases
-    return [not wanted or phase in wanted for phase in phases]
+def _by_phase(index: ShardIndex, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
+    """Loss weight and whether it is evaluated, (sessions, most phases), of each phase code of each session."""
+    kinds: dict[tuple, int] = {}  # sessions of one recipe are alike: what their rows hold is told once
+    row = [
+        kinds.setdefault((tuple(p), tuple((w["phase"], w["weight"]) for w in weights), tuple(e)), len(kinds))
+        for p, weights, e in index.sessions.records("phases", "loss_weights", "eval_phases")
+    ]
+    most = max(len(phases) for phases, _, _ in kinds)
+    weight, evaluated = np.zeros((len(kinds), most), np.float32), np.zeros((len(kinds), most), bool)
+    for kind, (phases, advised, evaluates) in enumerate(kinds):
+        weights = {**(dict(advised) if sampling.use_recipe_weights else {}), **sampling.phase_weights}
+        wanted = sampling.eval_phases or evaluates
+        weight[kind, : len(phases)] = [weights.get(phase, 1.0) for phase in phases]
+        evaluated[kind, : len(phases)] = [not wanted or phase in wanted for phase in phases]
+    return weight[row], evaluated[row]

@@ -1,16 +1,20 @@
-"""Stage 2: stored sessions -> a shard root; bad sessions are told and left out, a finished root is kept."""
+"""Stage 2: stored sessions -> a shard root; a finished root is kept, new sessions are added to it, bad ones are told."""
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.errors import MendableError
+from data_prep.part import part_of
 from data_prep.session import SPLITS
 from data_prep.store import list_sessions, load_session
 from sharding.errors import ConfigError, ShardError
-from sharding.index import Refused, ShardIndex, read_meta
+from sharding.files import LocalFiles
+from sharding.index import ShardIndex
+from sharding.index_meta import INDEX, Refused, read_meta
 from sharding.root import CutSettings, RootWriter, Source
+from sharding.root_lock import writing
 from sharding.tokens import to_microseconds
 
 LONGEST_S = 2**31 / 1e6  # what int32 microseconds can tell
@@ -33,34 +37,94 @@ class ShardConfig:
     "megabytes (1e6 bytes); a shard is closed before it grows larger, unless one segment alone is larger"
     splits: list[str] = field(default_factory=lambda: list(SPLITS))
     "splits that are written"
+    append: bool = False
+    "add these sessions to the root, which keeps those it has; without it the root becomes just these"
+    part: str = ""
+    "i/N or slurm: take only this share of the stored sessions, for array jobs; merge the roots afterwards"
 
 
 def shard(config: ShardConfig, progress: Progress = lambda done, total, name: None) -> ShardIndex:
     """Write the stored sessions as shards and return their index; `index.refused` tells what was left out and why.
 
-    A complete root of the same sessions and settings is kept as it is; what another run left behind is removed first.
-    Raises ConfigError for settings that make no sense, ShardError where nothing could be written.
+    A whole root of equal settings that holds these sessions is kept as it is, in whatever order they are given; one
+    that holds some of them gets the others, in new shards. It is written anew where settings differ, a file is
+    damaged or, without `append`, a session that it holds was changed or is not given. Raises ConfigError for settings
+    that make no sense, ShardError where nothing could be written.
     """
     settings, output, files = _settings(config), Path(config.output), _stored(config)
-    sources = [Source(file.name, _sha256(file)) for file in files]
-    if _is_complete(output, settings, sources):
-        return ShardIndex.open(output)
-    refused = []
-    with RootWriter(output, settings) as root:
-        for number, (file, source) in enumerate(zip(files, sources)):
-            progress(number, len(files), file.name)
-            try:
-                session = load_session(file)
-                segments = root.cut(session)
-            except MendableError as error:
-                refused.append(Refused(file.name, str(error)))
-            else:
-                root.add(session, segments, source)
-        if len(refused) == len(files):
-            raise ShardError(output, f"no session could be sharded: {refused[0].message}", "prepare the sessions again")
-        root.finish(sources, refused)
-    progress(len(files), len(files), "")
+    given = {file: Source(file.name, _sha256(file)) for file in files}
+    work = _planned(output, settings, given, config.append)
+    if work.complete:
+        return work.kept
+    with writing(output):
+        work = _planned(output, settings, given, config.append)  # as the run before, if there was one, left it
+        if work.complete:
+            return work.kept
+        refused = list(work.refused)
+        with RootWriter(output, settings, work.kept) as root:
+            for number, file in enumerate(work.files):
+                progress(number, len(work.files), file.name)
+                try:
+                    session = load_session(file)
+                    segments = root.cut(session)
+                except MendableError as error:
+                    refused.append(Refused(file.name, str(error), given[file].sha256))
+                else:
+                    root.add(session, segments, given[file])
+            if files and not root.count:
+                raise ShardError(
+                    output, f"no session could be sharded: {refused[0].message}", "prepare the sessions again"
+                )
+            root.finish(refused)
+    progress(len(work.files), len(work.files), "")
     return ShardIndex.open(output)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is to be done to a folder."""
+
+    kept: ShardIndex | None  # what stands there and stays
+    files: list[Path]  # stored sessions to add to it
+    refused: list[Refused]  # of an earlier run, which still hold
+
+    @property
+    def complete(self) -> bool:
+        return self.kept is not None and not self.files
+
+
+def _planned(output: Path, settings: CutSettings, given: dict[Path, Source], append: bool) -> _Work:
+    """Which of the given sessions are missing from what stands in the folder; all of them where that cannot stay."""
+    afresh = _Work(None, list(given), [])
+    if not (output / INDEX).exists():
+        return afresh
+    try:
+        meta = read_meta(LocalFiles(output))
+    except ShardError as error:  # not to be overwritten unasked: it may be another's, or of another format
+        raise ShardError(error.where, error.found, "delete it or choose another output folder") from None
+    if meta["config"] != settings.to_json():
+        if append:
+            raise ShardError(
+                output, f"was cut with {_differing(meta['config'], settings)}", "append with equal settings"
+            )
+        return afresh
+    try:
+        kept = ShardIndex.open(output)
+    except ShardError:  # a file is missing or cut short
+        if append:
+            raise
+        return afresh
+    here = {Source(*source) for source in kept.sessions.records("source", "source_sha256")}
+    if not (append or here <= set(given.values())):
+        return afresh
+    told = {Source(entry.file, entry.sha256): entry for entry in kept.refused}
+    refused = [entry for source, entry in told.items() if append or source in given.values()]
+    return _Work(kept, [file for file, source in given.items() if source not in here | set(told)], refused)
+
+
+def _differing(old: dict, settings: CutSettings) -> str:
+    new = settings.to_json()
+    return ", ".join(f"{name} {old.get(name)} (now {new[name]})" for name in new if old.get(name) != new[name])
 
 
 def _settings(config: ShardConfig) -> CutSettings:
@@ -88,7 +152,7 @@ def _settings(config: ShardConfig) -> CutSettings:
 
 
 def _stored(config: ShardConfig) -> list[Path]:
-    """The stored sessions, in order; raises ShardError where there is none."""
+    """The stored sessions of this part, in order; raises ShardError where a place holds none."""
     given = [config.sessions] if isinstance(config.sessions, str) else list(config.sessions)
     if not any(given):
         raise ConfigError("sessions", "is not given", "give the folder that `spikeloom prepare` wrote, sessions=FOLDER")
@@ -100,24 +164,10 @@ def _stored(config: ShardConfig) -> list[Path]:
         if not found:
             raise ShardError(place, "holds no stored session", "run `spikeloom prepare` into it first")
         files += found
-    return files
-
-
-def _is_complete(output: Path, settings: CutSettings, sources: list[Source]) -> bool:
-    """Whether a whole root of just these sessions and settings stands there; raises for the index of something else."""
-    if not (output / "index.json").exists():
-        return False
-    try:
-        meta = read_meta(output)
-    except ShardError as error:  # not to be overwritten unasked: it may be another's, or of a newer format
-        raise ShardError(error.where, error.found, "delete it or choose another output folder") from None
-    if meta["config"] != settings.to_json() or meta["sources"] != [asdict(source) for source in sources]:
-        return False
-    try:
-        ShardIndex.open(output)
-    except ShardError:  # a file is missing or cut short: write all again
-        return False
-    return True
+    if not config.part:
+        return files
+    part = part_of(config.part)
+    return [file for file in files if part.has(file.name)]
 
 
 def _sha256(file: Path) -> str:

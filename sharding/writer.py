@@ -1,15 +1,12 @@
 """Segments -> shards: plain tars with members at known offsets, each under its final name only when complete."""
 
 import hashlib
-import io
 import os
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
-
-import pyarrow as pa
-from pyarrow import parquet
 
 from sharding.errors import ShardError
 from sharding.segment import Segment, arrays, encoded, to_sample
@@ -39,7 +36,11 @@ class AtomicFile:
         self._digest.update(data)
         self.bytes += len(data)
 
-    def commit(self) -> WrittenFile:
+    def commit(self, name: Callable[[str], str] | None = None) -> WrittenFile:
+        """Give the complete file its name, or the one that `name` makes of its sha256."""
+        if name:
+            self.path = self.path.with_name(name(self._digest.hexdigest()))
+
         def finish():
             self._stream.flush()
             os.fsync(self._stream.fileno())
@@ -74,13 +75,12 @@ class AtomicFile:
 class ShardWriter:
     """Writes the segments of one split into <split>-000000.tar, <split>-000001.tar ... of about `shard_bytes` each.
 
-    `rows` gathers a record of tables.SEGMENT_SCHEMA for every segment, `files` every complete shard. Use as a context:
-    on an error the unfinished shard is removed.
+    `first` is the number of the first shard; `files` gathers every complete one. Use as a context: on an error the
+    unfinished shard is removed.
     """
 
-    def __init__(self, root: Path, split: str, shard_bytes: int):
-        self.root, self.split, self.shard_bytes = root, split, shard_bytes
-        self.rows: list[dict] = []
+    def __init__(self, root: Path, split: str, shard_bytes: int, first: int = 0):
+        self.root, self.split, self.shard_bytes, self.first = root, split, shard_bytes, first
         self.files: list[WrittenFile] = []
         self._open: AtomicFile | None = None
 
@@ -93,13 +93,13 @@ class ShardWriter:
         elif self._open:
             self._finish()
 
-    def write(self, segment: Segment) -> None:
-        """Append a segment; raises ShardError where the disk is full."""
+    def write(self, segment: Segment) -> dict:
+        """Append a segment and return its record of tables.SEGMENT_SCHEMA; raises ShardError where the disk is full."""
         members = encoded(to_sample(segment))
         if self._open and self._open.bytes + sum(map(_blocks, members.values())) > self.shard_bytes:
             self._finish()
         if not self._open:
-            self._open = AtomicFile(self.root / f"{self.split}-{len(self.files):06d}.tar")
+            self._open = AtomicFile(self.root / f"{self.split}-{self.first + len(self.files):06d}.tar")
         sizes = {name: array.nbytes for name, array in arrays(segment).items()}
         record = {"member": [], "offset": [], "bytes": [], "array_bytes": []}
         for name, data in members.items():
@@ -107,23 +107,21 @@ class ShardWriter:
             record["bytes"].append(len(data))
             record["array_bytes"].append(sizes.get(name, 0))
             record["offset"].append(_append(self._open, f"{segment.key}.{name}", data))
-        self.rows.append(
-            {
-                "key": segment.key,
-                "session": segment.session,
-                "split": segment.split,
-                "shard": self._open.path.name,
-                "interval": segment.interval,
-                "interval_start_us": segment.interval_us[0],
-                "interval_stop_us": segment.interval_us[1],
-                "start_us": segment.start_us,
-                "stop_us": segment.stop_us,
-                "carry_us": segment.carry_us,
-                "spikes": segment.owned_spikes,
-                "targets": segment.owned_targets,
-                **record,
-            }
-        )
+        return {
+            "key": segment.key,
+            "session": segment.session,
+            "split": segment.split,
+            "shard": self._open.path.name,
+            "interval": segment.interval,
+            "interval_start_us": segment.interval_us[0],
+            "interval_stop_us": segment.interval_us[1],
+            "start_us": segment.start_us,
+            "stop_us": segment.stop_us,
+            "carry_us": segment.carry_us,
+            "spikes": segment.owned_spikes,
+            "targets": segment.owned_targets,
+            **record,
+        }
 
     def _finish(self) -> None:
         # two empty blocks end a tar, which is filled up to whole records
@@ -131,13 +129,6 @@ class ShardWriter:
         self._open.write(bytes(-self._open.bytes % tarfile.RECORDSIZE))
         self.files.append(self._open.commit())
         self._open = None
-
-
-def write_table(path: Path, rows: list[dict], schema: pa.Schema) -> WrittenFile:
-    """Records -> a parquet file, atomically."""
-    stream = io.BytesIO()
-    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), stream, compression="zstd")
-    return write_bytes(path, stream.getvalue())
 
 
 def write_bytes(path: Path, data: bytes) -> WrittenFile:

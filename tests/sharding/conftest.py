@@ -75,7 +75,7 @@ def write_root(folder: Path, sessions, **settings) -> ShardIndex:
     with RootWriter(folder, CutSettings(**settings)) as root:
         for session in sessions:
             root.add(session, root.cut(session), Source(f"{session.id}.h5", "0" * 64))
-        root.finish([Source(f"{session.id}.h5", "0" * 64) for session in sessions], [])
+        root.finish([])
     return ShardIndex.open(folder)
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from data_prep.session import SPLITS
 from sharding.index import ShardIndex
-from sharding.tables import SegmentTable
+from sharding.tables import SegmentTable, SessionTable, UnitTable
 
 SECOND = 1_000_000
 
@@ -29,23 +29,27 @@ def simulated_index(like: ShardIndex, ids, intervals, *, segment_us=60 * SECOND,
     number = np.arange(len(group)) - np.searchsorted(group, group)
     shard = np.arange(len(row)) // per_shard
     files = [f"shard-{i:06d}.tar" for i in range(int(shard.max(initial=-1)) + 1)]
-    table = pa.table(
-        {
-            "session": _text(session[row], ids),
-            "split": _text(split[row], SPLITS),
-            "shard": _text(shard, files),
-            "interval": pa.array(number[row], pa.int32()),
-            "interval_start_us": start[row],
-            "interval_stop_us": stop[row],
-            "start_us": edge,
-            "stop_us": end,
-            "carry_us": np.minimum(end + like.halo_us, stop[row]),
-        }
-    )
+    columns = {
+        "interval": number[row],
+        "interval_start_us": start[row],
+        "interval_stop_us": stop[row],
+        "start_us": edge,
+        "stop_us": end,
+        "carry_us": np.minimum(end + like.halo_us, stop[row]),
+    }
+    shards = [{"file": name, "bytes": 0, "sha256": ""} for name in files]
     of = of or [("made", name) for name in ids]
-    rows = tuple(replace(like.sessions[0], id=i, dandiset=d, subject=s) for i, (d, s) in zip(ids, of))
-    meta = {**like.meta, "shards": [{"file": name, "bytes": 0, "sha256": ""} for name in files]}
-    return replace(like, meta=meta, sessions=rows, segments=SegmentTable(table, tuple(ids)))
+    alike = like.sessions.take(np.zeros(len(ids), np.int64)).table
+    for name, texts in (("id", ids), ("dandiset", [d for d, _ in of]), ("subject", [s for _, s in of])):
+        alike = alike.set_column(alike.schema.get_field_index(name), name, pa.array(list(texts), pa.string()))
+    none = np.zeros(len(ids), np.int64)
+    return replace(
+        like,
+        meta={**like.meta, "shards": shards},
+        sessions=SessionTable(alike),
+        segments=SegmentTable(None, shards, session[row], split[row].astype(np.int8), shard.astype(np.int32), columns),
+        unit_table=UnitTable(like.unit_table.stored, none, none),
+    )
 
 
 def many_sessions(like: ShardIndex, sessions: int, segments: int = 24, segment_us: int = 60 * SECOND) -> ShardIndex:
@@ -60,7 +64,3 @@ def many_sessions(like: ShardIndex, sessions: int, segments: int = 24, segment_u
     names = [f"d{i % 20:02d}/s{i % 500}_{i}" for i in range(sessions)]
     of = [(f"d{i % 20:02d}", f"s{i % 500}") for i in range(sessions)]
     return simulated_index(like, names, intervals, segment_us=segment_us, per_shard=2 * segments, of=of)
-
-
-def _text(codes: np.ndarray, names) -> pa.Array:
-    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(list(names), pa.string()))

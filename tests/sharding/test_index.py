@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sharding.errors import ConfigError, ShardError
-from sharding.index import ShardIndex, meta_digest
+from sharding.index import ShardIndex
+from sharding.index_meta import meta_digest
 
 
 @pytest.fixture
@@ -29,7 +30,9 @@ FAULTS = {
     "holds no index.json": lambda root: (root / "index.json").unlink(),
     "index.json: cannot be read": lambda root: (root / "index.json").write_text("{"),
     "is not an index of Spikeloom": lambda root: (root / "index.json").write_text("[]"),
-    "is of format 2, this version reads format 1": lambda root: rewrite(root, format=2),
+    "is of format 1, this version reads format 2; shard the stored sessions again": lambda root: rewrite(
+        root, format=1
+    ),
     "was changed after it was written": lambda root: change(
         root / "index.json", (root / "index.json").read_bytes().index(b"reach")
     ),
@@ -38,7 +41,7 @@ FAULTS = {
     "valid-000000.tar: has 5000 bytes, its index says": lambda root: (root / "valid-000000.tar").write_bytes(
         bytes(5000)
     ),
-    "units.parquet: its sha256 is not": lambda root: change(root / "units.parquet", 200),
+    "units-[0-9a-f]{8}.parquet: its sha256 is not": lambda root: change(next(root.glob("units-*")), 200),
     "name a shard, session or split that is not there": lambda root: rewrite(
         root, shards=json.loads((root / "index.json").read_text())["shards"][:2]
     ),
@@ -55,9 +58,11 @@ def test_opening_tells_what_is_wrong_in_one_line(root, found):
 
 def test_a_flipped_byte_of_a_shard_is_found_by_verifying(root):
     change(root / "test-000000.tar", 9000)
-    ShardIndex.open(root)
+    for index in (ShardIndex.open(root), ShardIndex.open(root, verify=True)):
+        with pytest.raises(ShardError, match="test-000000.tar: its sha256 is not"):
+            index.verify_shards()
     with pytest.raises(ShardError, match="test-000000.tar: its sha256 is not"):
-        ShardIndex.open(root, verify=True)
+        ShardIndex.open(root, verify=True).mapped().map(2)
 
 
 def test_rows_tell_the_sessions_as_they_were(index, sessions):
@@ -74,7 +79,7 @@ def test_rows_tell_the_sessions_as_they_were(index, sessions):
         assert [u["spikes"] for u in units] == np.bincount(session.spikes.unit[inside], minlength=len(units)).tolist()
         assert units[0]["rate"] == pytest.approx(units[0]["spikes"] / (3600 * sum(row.hours.values())))
         assert index.unit_ids(session.id) == tuple(f"{session.id}/{unit}" for unit in session.units.id)
-    assert index.phase_names == ("random", "hold", "reach", "outlier")
+        assert row.phases == ("random", "hold", "reach", "outlier")
 
 
 def test_totals_of_a_selection_are_the_sums_of_its_rows(index):
