@@ -24,7 +24,7 @@ from sharding.writer_tables import Records, standing, write_table
 
 _SHARD = re.compile(rf"({'|'.join(SPLITS)})-(\d{{6,}})\.tar")
 # What a run writes; tables of format 1 have no digest in their names.
-_OURS = re.compile(rf"{_SHARD.pattern}|({'|'.join(TABLES)})(-[0-9a-f]{{8}})?\.parquet|\..*{re.escape(PARTIAL)}")
+OURS = re.compile(rf"{_SHARD.pattern}|({'|'.join(TABLES)})(-[0-9a-f]{{8}})?\.parquet|\..*{re.escape(PARTIAL)}")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def sweep(output: Path, meta: dict | None = None) -> None:
         if INDEX not in named:
             (output / INDEX).unlink(missing_ok=True)
         for name in sorted(path.name for path in output.iterdir()):
-            if _OURS.fullmatch(name) and name not in named:
+            if OURS.fullmatch(name) and name not in named:
                 (output / name).unlink(missing_ok=True)
     except OSError as error:
         raise ShardError(output, f"cannot be written to ({error.strerror})", "choose another output folder") from None

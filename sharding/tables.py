@@ -101,6 +101,10 @@ class SessionTable(Sequence):
         out[row[hit]] = lists.flatten().field("dims").to_numpy()[hit]
         return out
 
+    def lengths(self, column: str) -> np.ndarray:
+        """(n,) int64 how many entries a column of lists has ("phases": codes that a session's samples may have)."""
+        return self.table.column(column).combine_chunks().value_lengths().to_numpy().astype(np.int64)
+
     def names(self, column: str) -> list[str]:
         """All names in a column of lists ("phases", "signals"), in the order in which they first come."""
         flat = self.table.column(column).combine_chunks().flatten()
