@@ -1,7 +1,7 @@
 """MixConfig + the windows that sessions have -> how many windows of each session an epoch holds."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from fnmatch import translate
@@ -9,13 +9,9 @@ from fnmatch import translate
 import numpy as np
 
 from sharding.errors import ConfigError
-from sharding.tables import SessionRow
 
-GROUPS = {
-    "session": lambda session: session.id,
-    "subject": lambda session: (session.dandiset, session.subject),
-    "dandiset": lambda session: session.dandiset,
-}
+MIXED_BY = ("id", "dandiset", "subject")  # what a mix needs to know of a session
+GROUPS = {"session": (0,), "subject": (1, 2), "dandiset": (1,)}  # which of it names the group
 SLACK = 1e-9  # of a window: what a float may be off
 
 
@@ -50,19 +46,22 @@ class MixConfig:
                 raise ConfigError(f"mix.weights[{pattern!r}]", f"is {factor}", "give 0 or a positive number")
 
 
-def quotas(sessions: Sequence[SessionRow], windows: np.ndarray, mix: MixConfig) -> np.ndarray:
+def quotas(sessions: Iterable[tuple[str, str, str]], windows: np.ndarray, mix: MixConfig) -> np.ndarray:
     """Windows (n,) int64 that each session gets of an epoch, given those that a pass over it has (n,).
 
-    They sum to windows.sum(); caps hold to the whole window above. Raises ConfigError where the caps leave an epoch
-    without enough windows, where a pattern fits no session, and where the factors leave nothing.
+    sessions: id, dandiset and subject of each, n of them. The quotas sum to windows.sum(); caps hold to the whole window
+    above. Raises ConfigError where the caps leave an epoch without enough windows, where a pattern fits no session, and
+    where the factors leave nothing.
     """
-    total, wanted = int(windows.sum()), _factors(sessions, mix) * windows
+    sessions = list(sessions)
+    total, wanted = int(windows.sum()), _factors([session[0] for session in sessions], mix) * windows
     if not total:
         return np.zeros(len(windows), np.int64)
     if not wanted.any():
         raise ConfigError("mix.weights", "leave no window of any session", "give some session a factor above 0")
-    row = {name: number for number, name in enumerate(dict.fromkeys(map(GROUPS[mix.by], sessions)))}
-    group = np.array([row[GROUPS[mix.by](session)] for session in sessions])
+    name = [tuple(session[part] for part in GROUPS[mix.by]) for session in sessions]
+    row = {group: number for number, group in enumerate(dict.fromkeys(name))}
+    group = np.array([row[group] for group in name])
     most = np.ceil(mix.max_passes * windows - SLACK) if mix.max_passes else np.full(len(windows), float(total))
     most = np.where(wanted > 0, most, 0.0)
 
@@ -82,9 +81,9 @@ def quotas(sessions: Sequence[SessionRow], windows: np.ndarray, mix: MixConfig) 
     return _whole(_within(share, group, wanted, most), group, share)
 
 
-def _factors(sessions: Sequence[SessionRow], mix: MixConfig) -> np.ndarray:
+def _factors(ids: list[str], mix: MixConfig) -> np.ndarray:
     """The product of the factors of the patterns that fit, of each session."""
-    ids, factor = [session.id for session in sessions], np.ones(len(sessions))
+    factor = np.ones(len(ids))
     for pattern, number in mix.weights.items():
         fits = re.compile(translate(pattern)).match
         hit = np.array([fits(name) is not None for name in ids], bool)

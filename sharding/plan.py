@@ -14,11 +14,11 @@ from sharding.counter import BLOCKS, PASS, SHUFFLE, key_of, permuted, words
 from sharding.errors import ConfigError
 from sharding.index import ShardIndex
 from sharding.jitter import interval_offset, nth_start, session_words
-from sharding.mix import MixConfig, quotas
+from sharding.mix import MIXED_BY, MixConfig, quotas
 from sharding.tables import IntervalTable, SegmentTable
 from sharding.tokens import to_microseconds
 
-CHUNK = 1024  # places that are worked out together: a few cost nearly as much as all of them
+CHUNK = 4096  # places that are worked out together: a few cost nearly as much as all of them
 EPOCHS = 2  # whose blocks are kept at hand
 
 
@@ -90,8 +90,10 @@ class TrainPlan:
         self._first = np.cumsum(self._count) - self._count
         self._words = np.array([session_words(name) for name in index.session_ids], np.uint64).reshape(-1, 2)
         self.windows = int(count.sum())  # of every epoch
-        self.quota = self._count if mix is None else quotas(index.sessions, self._count, mix)
+        self.quota = self._count if mix is None else quotas(index.sessions.records(*MIXED_BY), self._count, mix)
         self._atoms = _atoms(index, intervals, (count > 0) & (self.quota[session] > 0))
+        # With blocks every epoch of a chunk costs a layout of its own.
+        self._run = max(min(CHUNK, self.windows), 1) if block_shards else CHUNK
         self._remember()
 
     def _remember(self) -> None:
@@ -110,10 +112,10 @@ class TrainPlan:
         place = np.asarray(place, np.int64)
         if not len(place):
             return WindowTable(place, place, place)
-        first, last = int(place.min()) // CHUNK, int(place.max()) // CHUNK
+        first, last = int(place.min()) // self._run, int(place.max()) // self._run
         if last - first > 1:
             return self._windows(place)
-        near, at = self._chunk(first), place - first * CHUNK
+        near, at = self._chunk(first), place - first * self._run
         if first == last:
             return WindowTable(place, near.segment[at], near.start_us[at])
         next_ = self._chunk(last)
@@ -131,7 +133,7 @@ class TrainPlan:
         return self._atoms.whole(self.quota)
 
     def _worked_out(self, chunk: int) -> WindowTable:
-        return self._windows(np.arange(chunk * CHUNK, (chunk + 1) * CHUNK))
+        return self._windows(np.arange(chunk * self._run, (chunk + 1) * self._run))
 
     def _windows(self, place: np.ndarray) -> WindowTable:
         epoch, position = np.divmod(place, self.windows)
@@ -237,5 +239,4 @@ def _atoms(index: ShardIndex, intervals: IntervalTable, used: np.ndarray) -> Ato
     """The sessions by the shards of the segments of those intervals that give windows, the mask `used` (intervals,)."""
     row, interval = _segments_of(intervals)
     row = row[used[interval]]
-    shard = index.segments.codes("shard", [entry["file"] for entry in index.meta["shards"]])
-    return Atoms.of(index.segments.session[row], shard[row])
+    return Atoms.of(index.segments.session[row], index.segments.shard[row].astype(np.int64))
