@@ -4,8 +4,10 @@ A verb imports its floor inside its functions, so that `spikeloom --help` loads 
 """
 
 from launch.verb import Verb
+from launch.verb_check import CHECK
 from launch.verb_corpus import CORPUS
 from launch.verb_discover import DISCOVER, INSPECT
+from launch.verb_merge import MERGE
 
 OPENING = 1e6  # bytes that take about as long to read as a file takes to open
 
@@ -44,7 +46,7 @@ def _shard_schema() -> type:
 
 def _shard(config) -> int:
     from launch.progress import ItemProgress
-    from launch.show import show_shards
+    from launch.show_shards import show_shards
     from sharding.shard import shard
 
     with ItemProgress("sharding") as progress:
@@ -207,6 +209,8 @@ VERBS = {
         _plan_shard,
         needs="sessions=FOLDER output=FOLDER",
     ),
+    "check": CHECK,
+    "merge": MERGE,
     "pretrain": Verb(
         "train a model on the sessions of a shard root",
         "spikeloom pretrain shards=shards run=runs/pretrain exclude='*HELD_OUT'",

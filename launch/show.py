@@ -9,34 +9,39 @@ import numpy as np
 
 from data_prep.errors import ConfigError, DataError, MendableError
 from data_prep.prepare import REFUSED, PrepareReport
-from data_prep.session import SPLITS, Session
+from data_prep.session import Session
 from data_prep.store import list_sessions, load_session
 from launch.record import Results, read_run
+from launch.show_shards import show_shards
 from launch.table import as_text, print_table, print_texts
 from sharding.index import ShardIndex
 
 RUN_FILES = ("results.json", "provenance.json", "metrics.csv", "config.yaml")
 MOST_ROWS = 60  # more good files than this are told as a sum
-KINDS = "a stored session (.h5), a folder of them, a shard root, a checkpoint folder or a run folder"
+KINDS = "a stored session (.h5), a folder of them, a shard root (or its URL), a checkpoint folder or a run folder"
 
 
 @dataclass(frozen=True)
 class ShowConfig:
     path: str
-    "What to look at: a stored session (.h5), a folder of them, a shard root, a checkpoint folder or a run folder."
-    verify: bool = False
-    "Read every byte of a shard root and compare it with its checksums."
+    "What to look at: a stored session (.h5), a folder of them, a shard root (or its URL), a checkpoint or run folder."
+    sessions: bool = False
+    "Give every session of a shard root a row, however many there are."
 
 
 def show(config: ShowConfig) -> None:
     """Prints what a path holds; raises DataError for what is none of ours or is damaged."""
+    if "://" in config.path:
+        index = ShardIndex.open(config.path)
+        show_shards(index, index.root, config.sessions)
+        return
     path = Path(config.path)
     if not path.exists():
         raise ConfigError(path, "no such file or folder", f"give {KINDS}")
     if path.is_file():
         show_file(path)
     elif (path / "index.json").exists():
-        show_shards(ShardIndex.open(path, verify=config.verify), path)
+        show_shards(ShardIndex.open(path), path, config.sessions)
     elif (path / "checkpoint.json").exists():
         show_checkpoint(path)
     elif any((path / name).exists() for name in RUN_FILES):
@@ -177,48 +182,6 @@ def _show_good(rows: list, output: str) -> None:
     notes = [(row.session, row.message) for row in rows if row.message]
     if drawn and notes:
         print_texts("notes", ("session", "note"), notes)
-
-
-def show_shards(index: ShardIndex, root) -> None:
-    """Totals and sessions of a shard root, and what was refused when it was written."""
-    total = index.summary()
-    print_table(
-        f"shards in {root}",
-        ["", ""],
-        [
-            ["format", total["format"]],
-            ["sessions", total["sessions"]],
-            ["units", total["units"]],
-            ["spikes", total["spikes"]],
-            *([f"{split} (h)", hours] for split, hours in total["hours"].items()),
-            ["shard files", total["shards"]],
-            ["MB", total["bytes"] / 1e6],
-            ["segments", total["segments"]],
-            ["longest window (s)", index.halo_us / 1e6],
-            ["phases", ", ".join(total["phases"])],
-        ],
-    )
-    minutes = [f"{split} (min)" for split in SPLITS]
-    print_table(
-        "sessions",
-        ["session", "subject", "units", "spikes", *minutes, "signals"],
-        [
-            [
-                row.id,
-                row.subject,
-                row.units,
-                row.spikes,
-                *(row.hours.get(split, 0) * 60 for split in SPLITS),
-                ", ".join(
-                    f"{name} {signal.dims}-D {signal.hz:.0f} Hz ({signal.unit_of_measure})"
-                    for name, signal in row.signals.items()
-                ),
-            ]
-            for row in index.sessions
-        ],
-    )
-    if index.refused:
-        print_table("refused", ["file", "message"], [[row.file, row.message] for row in index.refused])
 
 
 def show_checkpoint(folder: Path) -> None:

@@ -12,8 +12,10 @@ from functools import partial
 import numpy as np
 
 from sharding.cache import CacheConfig
+from sharding.check_found import Fault, Moments, SessionSums, ShardFound
 from sharding.check_index import index_faults
-from sharding.check_shard import Fault, Moments, SessionFacts, SessionSums, ShardFound, ShardJob, check_shard
+from sharding.check_segment import SessionFacts
+from sharding.check_shard import ShardJob, check_shard
 from sharding.errors import ConfigError, ShardError
 from sharding.files import RootFiles, files_at
 from sharding.index import ShardIndex

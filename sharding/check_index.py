@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep.session import SPLITS
-from sharding.check_shard import Fault
+from sharding.check_found import Fault
 from sharding.index import ShardIndex
 
 

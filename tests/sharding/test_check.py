@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from sharding.check import CheckConfig, check
-from sharding.check_shard import Moments
+from sharding.check_found import Moments
 from sharding.errors import ConfigError
 from sharding.index_meta import meta_digest
 
@@ -144,7 +144,7 @@ def test_moments_of_parts_are_those_of_the_whole(parts, seed):
 # ------------------------------------------------------------------------------------------------ bytes
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_any_flipped_byte_of_any_shard_is_found(good, data):
     path = data.draw(st.sampled_from(sorted(good.glob("*.tar"))))
@@ -156,7 +156,7 @@ def test_any_flipped_byte_of_any_shard_is_found(good, data):
     finally:
         path.write_bytes(whole)
     assert f"{path.name}: its sha256 is not what the index says" in found
-    assert all(fault.startswith(path.name) for fault in found)  # nothing else is blamed
+    assert all(fault.startswith(path.name) for fault in found)  # no session's totals, no other shard
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "grown"])
