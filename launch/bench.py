@@ -53,8 +53,7 @@ def _training() -> PretrainConfig:
 @dataclass(frozen=True)
 class BenchConfig:
     what: str = "all"
-    "what to measure: ingest, loader, train, size, or all of these; supply: start-up against corpus size; learn: how fast "
-    "recipes learn; diagnose: their first steps"
+    "ingest, loader, train, size, or all of these; supply: start-up by corpus size; learn, diagnose: how recipes learn"
     output: str = "bench"
     "folder of the sessions, shards and results"
     nwb: str = ""
@@ -71,8 +70,8 @@ class BenchConfig:
     "what `bench ingest` makes and reads and `bench loader` loads, where `nwb` is empty"
     seconds: float = 4.0
     "how long each loader is watched at a time, seconds"
-    workers: list[int] = field(default_factory=lambda: [0, 1, 2])
-    "numbers of loader workers to compare, 0 among them"
+    workers: list[int] = field(default_factory=lambda: [1, 2])
+    "numbers of loader workers to compare with none"
     peer_python: str = ""
     "the Python of an environment with pytorch-brain, which `bench loader` then compares with; empty leaves it out"
     training: PretrainConfig = field(default_factory=_training)

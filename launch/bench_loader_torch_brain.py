@@ -13,7 +13,7 @@ from launch.bench_rate import Watched
 from sharding.augment import UnitDropoutConfig
 from sharding.index import ShardIndex
 from sharding.sampling import Sampling
-from sharding.window import Reader
+from sharding.window import interval_windows
 
 SCRIPT = Path(__file__).with_name("bench_loader_peer.py")
 HOW = "python -m venv peer && peer/bin/pip install pytorch-brain; then peer_python=peer/bin/python"
@@ -77,7 +77,7 @@ def export(index: ShardIndex, sampling: Sampling, batch_windows: int, dropout: U
 def _by_session(index: ShardIndex, signal: str) -> dict[int, dict[str, np.ndarray]]:
     """Session row -> its units, and the spikes and samples of its train intervals end to end, times in seconds."""
     stretches: dict[int, list] = {}
-    for stretch in Reader(index, signal).stretches("train"):
+    for stretch in interval_windows(index, signal, "train"):
         stretches.setdefault(stretch.session, []).append(stretch)
     out = {}
     for row, parts in stretches.items():

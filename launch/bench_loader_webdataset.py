@@ -1,8 +1,9 @@
-"""The usual WebDataset layout, a sample a window: written from a plan's first epoch, decoded by webdataset, packed."""
+"""Plain WebDataset: the usual layout, a sample a window, and our shards as a stream; decoded by webdataset, packed."""
 
 import os
 from collections.abc import Iterator
-from itertools import islice
+from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from sharding.index import ShardIndex
 from sharding.pack import pack
 from sharding.plan import TrainPlan, window_length_us
 from sharding.sampling import Sampling, SessionTables
+from sharding.stream import Jittered, stream_segments, stream_windows
 from sharding.window import Reader, Window
 
 ARRAYS = ("spike_time", "spike_unit", "sample_time", "value", "phase")
@@ -58,6 +60,24 @@ def _endless(path: Path, units: list[np.ndarray], length_us: int) -> Iterator[Wi
             yield Window(told["session"], told["start_us"], length_us, units[told["session"]], *arrays)
 
 
+def streamed(index: ShardIndex, sampling: Sampling, size: int, dropout: UnitDropoutConfig) -> Iterator[Batch]:
+    """Packed batches of the windows of our own train shards, pass after pass, with unit dropout."""
+    tables, drop = SessionTables.of(index, sampling), Dropped(dropout)
+    windows = _passes(index, sampling)
+    while True:
+        yield pack(drop.some(list(islice(windows, size))), tables)
+
+
+def _passes(index: ShardIndex, sampling: Sampling) -> Iterator[Window]:
+    row = {name: number for number, name in enumerate(index.session_ids)}
+    urls = [f"{index.root}/{entry['file']}" for entry in index.meta["shards"] if entry["file"].startswith("train-")]
+    for number in count():
+        chosen = Jittered(sampling.window_s, seed=0, passed=number)
+        for one in stream_windows(stream_segments(urls), sampling.signal, chosen):
+            if one.session in row:
+                yield replace(one.window, session=row[one.session])
+
+
 class Dropped:
     """Unit dropout as numpy has it ready: as many units as ours keeps, chosen by its own generator.
 
@@ -70,7 +90,7 @@ class Dropped:
     def some(self, windows: list[Window]) -> list[Window]:
         """The windows with the units that are kept."""
         units = np.array([len(window.units) for window in windows])
-        count = self._dropout.counts(units, 0, self._place + np.arange(len(windows)))
+        many = self._dropout.counts(units, 0, self._place + np.arange(len(windows)))
         self._place += len(windows)
-        chosen = (np.sort(self._random.permutation(u)[:k]) if k < u else None for u, k in zip(units, count))
+        chosen = (np.sort(self._random.permutation(u)[:k]) if k < u else None for u, k in zip(units, many))
         return [w if kept is None else w.keeping(kept) for w, kept in zip(windows, chosen)]

@@ -33,6 +33,11 @@ class Rates:
         """Tokens a second."""
         return median(look.tokens / look.seconds for look in self.looks)
 
+    def against(self, other: "Rates") -> float:
+        """How many times the other's windows a second: the median of the rounds, in each of which the two ran in turn."""
+        ours, theirs = ([look.windows / look.seconds for look in rates.looks] for rates in (self, other))
+        return median(a / b for a, b in zip(ours, theirs, strict=True))
+
     def __str__(self) -> str:
         """How far the looks lie apart, in words."""
         rates = [look.windows / look.seconds for look in self.looks]
