@@ -16,6 +16,7 @@ from data_prep.synthetic import SyntheticConfig, write_sessions
 from launch.cli import main
 from launch.show import show_prepared
 from pretrain.checkpoint import Checkpoint, save_checkpoint
+from sharding.index import ShardIndex
 from sharding.statistics import TargetStatistics
 from sharding.vocabulary import Vocabulary
 
@@ -152,16 +153,46 @@ def test_a_folder_of_sessions_tells_of_a_damaged_one_and_goes_on(made, shown, tm
     assert "synthetic/Ada_CO-01" in out and "b.h5" in out
 
 
-def test_a_shard_root_and_its_checksums(made, shown, tmp_path):
-    root = tmp_path / "shards"
-    shutil.copytree(made[0] / "shards", root)
-    assert "synthetic/Ada_CO-01" in shown(root, "verify=true")[1]
-    tar = next(root.glob("train-*.tar"))
-    data = bytearray(tar.read_bytes())
-    data[len(data) // 2] ^= 1
-    tar.write_bytes(data)
-    code, _, err = shown(root, "verify=true")
-    assert code == 1 and tar.name in err and err.count("\n") == 1
+def test_a_shard_root(made, shown):
+    code, out, _ = shown(made[0] / "shards")
+    index = ShardIndex.open(made[0] / "shards")
+    lines = [line.split() for line in out.splitlines()]
+    spikes, size = index.summary()["spikes"], index.summary()["bytes"]
+    assert code == 0
+    assert ["spikes", f"{spikes:,}"] in lines
+    assert ["bytes", "per", "spike,", "targets", "included", f"{size / spikes:.4g}"] in lines
+    by_split = {line[0]: line[1:] for line in lines if line and line[0] in ("train", "valid", "test")}
+    assert {line[0] for line in by_split.values()} == {"1"}  # one session has each
+    assert sum(int(line[2].replace(",", "")) for line in by_split.values()) == spikes
+    assert "synthetic/Ada_CO-01" in out and "subjects" not in out  # of one subject there are no sums
+    assert "units held out" not in out and "units missing" not in out
+
+
+@pytest.fixture
+def many(tiny_root, tmp_path):
+    """A shard root of 62 tiny sessions, of two subjects in one dandiset and one in another."""
+    subjects = {f"{'000001' if n else '000002'}/s_{n}": "x" if n % 2 else "y" for n in range(62)}
+    return tiny_root(tmp_path / "many", subjects, held_out=[*subjects][:2], missing=[*subjects][:5])
+
+
+def test_many_sessions_are_told_by_their_subjects(many, shown):
+    code, out, _ = shown(many)
+    lines = [line.split() for line in out.splitlines()]
+    assert code == 0
+    assert ["units", "held", "out", "2"] in lines and ["units", "missing", "5"] in lines
+    # dandiset, subject, sessions, units, spikes, hours of train and valid (there are none of test)
+    wanted = {("000001", "x"): 31, ("000001", "y"): 30, ("000002", "y"): 1}
+    for (dandiset, subject), count in wanted.items():
+        row = [dandiset, subject, str(count), str(3 * count), f"{50 * count:,}"]
+        (line,) = [line for line in lines if line[:5] == row]
+        assert [float(cell) for cell in line[5:7]] == pytest.approx([count * 7.2 / 3600, count * 2.8 / 3600], rel=1e-3)
+    assert "000001/s_3" not in out and "62 sessions: sessions=true gives each a row" in out
+    assert all(f"/s_{n} " in shown(many, "sessions=true")[1] for n in (0, 3, 61))
+
+
+def test_a_shard_root_on_a_server(made, shown):
+    root = made[0] / "shards"
+    assert shown(f"file://{root}")[1].splitlines()[1:] == shown(root)[1].splitlines()[1:]
 
 
 def test_a_checkpoint(shown, tmp_path):
