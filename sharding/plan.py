@@ -84,9 +84,8 @@ class TrainPlan:
         count = self._stretches.span // self.length_us
         self._until = np.cumsum(count)  # windows of a pass over all sessions, up to and with each interval
         self._begin = self._until - count
-        self._count = np.bincount(session, count, len(index.session_ids)).astype(
-            np.int64
-        )  # of a pass over each session
+        per_session = np.bincount(session, count, len(index.session_ids))
+        self._count = per_session.astype(np.int64)  # windows of a pass over each session
         self._first = np.cumsum(self._count) - self._count
         self._words = np.array([session_words(name) for name in index.session_ids], np.uint64).reshape(-1, 2)
         self.windows = int(count.sum())  # of every epoch
