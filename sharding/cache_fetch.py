@@ -70,8 +70,8 @@ class Server:
     """The files of a root on a server; connections belong to one process each."""
 
     def __init__(self, url: str, config: CacheConfig):
-        self._url, self._config, self._opened = url.rstrip("/"), config, {}
-        self._lock = threading.Lock()
+        self._url, self._config = url.rstrip("/"), config
+        self._opened: dict = {}  # by process
 
     def shown(self, name: str) -> str:
         """The address of a file, for people."""
@@ -99,10 +99,10 @@ class Server:
 
     def _open(self, name: str):
         """A file system and the path of a file in it."""
-        with self._lock:
-            if os.getpid() not in self._opened:
-                self._opened = {os.getpid(): _file_system(self._url, self._config)}
-            filesystem = self._opened[os.getpid()]
+        opened = self._opened
+        if os.getpid() not in opened:  # two threads may both open one, which does no harm
+            opened = self._opened = {os.getpid(): _file_system(self._url, self._config)}
+        filesystem = opened[os.getpid()]
         parts = urlsplit(self._url)
         url = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
         return filesystem, filesystem._strip_protocol(url)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sharding.cache import GB, CacheConfig, folder_name, without_secrets
 from sharding.cache_ahead import Ahead
-from sharding.cache_fetch import FULL, OutOfPatience, Refused, Server, never, patiently
+from sharding.cache_fetch import FULL, OutOfPatience, Refused, Server, Trouble, never, patiently
 from sharding.cache_room import NoRoom, Room, hidden, kept_name
 from sharding.cache_stamps import LOG, is_verified, remember
 from sharding.cache_turn import turn
@@ -117,23 +117,21 @@ class CachedFiles:
                 return
             if stop is None and (failure := self._in_background.failure(entry, self._config.patience_s)):
                 raise failure
+            self._while_disk_lasts(entry, kept, stop)
+
+    def _while_disk_lasts(self, entry: dict, kept: Path, stop: Callable[[], bool] | None) -> None:
+        """Fetch the file; once more, after others made room, where the disk took no more in the middle."""
+        for last in (False, True):
             try:
-                self._until_right(entry, kept, stop)
+                return self._until_right(entry, kept, stop)
             except OSError as error:
                 if error.errno not in FULL:
                     raise ShardError(kept, f"cannot be written ({error.strerror})", "look after this disk") from None
-                if stop is not None:
-                    raise NoRoom from None
-                self._room.evict(entry["bytes"])
-                self._last_try(entry, kept)
-
-    def _last_try(self, entry: dict, kept: Path) -> None:
-        try:
-            self._until_right(entry, kept, None)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            raise self._room.full(entry["bytes"]) from None
+            if stop is not None:
+                raise NoRoom
+            if last:
+                raise self._room.full(entry["bytes"])
+            self._room.evict(entry["bytes"])
 
     def _until_right(self, entry: dict, kept: Path, stop: Callable[[], bool] | None) -> None:
         """Fetch the file; once more where it is not what the index says."""
@@ -153,16 +151,13 @@ class CachedFiles:
                 self._transfer(entry["file"], part, size, stop or never)
             except FileNotFoundError:
                 raise ShardError(self._server.shown(entry["file"]), "is missing on the server", UPLOAD) from None
-            if part.stat().st_size != size:
-                raise _Wrong(f"has {part.stat().st_size} bytes, its index says {size}")
-            with open(part, "rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                if digest != entry["sha256"]:
-                    raise _Wrong(f"its sha256 is not what the index says: {digest[:16]}, not {entry['sha256'][:16]}")
-                os.fsync(stream.fileno())
-            os.replace(part, kept)
-            _sync(kept.parent)
-            remember(kept, entry, hidden(kept, "ok"))
+            try:
+                _check(part, entry)
+                os.replace(part, kept)
+                _sync(kept.parent)
+                remember(kept, entry, hidden(kept, "ok"))
+            except FileNotFoundError:
+                raise Trouble("its folder in the cache was removed") from None
 
     def _transfer(self, name: str, into: Path, most: int, stop: Callable[[], bool] = never) -> None:
         try:
@@ -178,6 +173,17 @@ def _checked(root: str, name) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ShardError(root, f"its index names a file {name!r}, as no shard is named", UPLOAD)
     return name
+
+
+def _check(part: Path, entry: dict) -> None:
+    """Compare what came with its entry and bring it safely to the disk; raises _Wrong."""
+    if part.stat().st_size != entry["bytes"]:
+        raise _Wrong(f"has {part.stat().st_size} bytes, its index says {entry['bytes']}")
+    with open(part, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if digest != entry["sha256"]:
+            raise _Wrong(f"its sha256 is not what the index says: {digest[:16]}, not {entry['sha256'][:16]}")
+        os.fsync(stream.fileno())
 
 
 def _keep(copy: Path, read: bytes) -> None:
