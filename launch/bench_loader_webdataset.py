@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import webdataset
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from sharding.augment import UnitDropout, UnitDropoutConfig
 from sharding.batch import Batch
@@ -53,11 +54,13 @@ def batches(
 
 
 def _endless(path: Path, units: list[np.ndarray], length_us: int) -> Iterator[Window]:
-    samples = webdataset.WebDataset(str(path), shardshuffle=False).decode()
     while True:
-        for sample in samples:
-            told, arrays = sample["json"], [sample[f"{name}.npy"] for name in ARRAYS]
-            yield Window(told["session"], told["start_us"], length_us, units[told["session"]], *arrays)
+        with open(path, "rb") as stream:
+            # what WebDataset(path).decode() strings together, but for the file, which it would leave open
+            opened = [{"url": str(path), "stream": stream}]
+            for sample in webdataset.DataPipeline([opened], tar_file_expander, group_by_keys, webdataset.decode()):
+                told, arrays = sample["json"], [sample[f"{name}.npy"] for name in ARRAYS]
+                yield Window(told["session"], told["start_us"], length_us, units[told["session"]], *arrays)
 
 
 def streamed(index: ShardIndex, sampling: Sampling, size: int, dropout: UnitDropoutConfig) -> Iterator[Batch]:

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import compute
 
-from data_prep.session import SPLITS
 from sharding.root import CutSettings, write_index
 from sharding.tables import SEGMENT_SCHEMA, UNIT_SCHEMA
 from sharding.tables_rows import SESSION_SCHEMA, SessionRow, SignalRow, SignalStatistics
@@ -156,7 +155,7 @@ def _segments(corpus: Corpus, run: np.ndarray, members: dict[str, int]) -> pa.Ta
     columns = {
         "key": [f"{n}" for n in number.tolist()],
         "session": _text(np.repeat(np.arange(len(run)), corpus.segments), _names(run)),
-        "split": _text(split, SPLITS),
+        "split": _text(split, CutSettings().splits),
         "shard": _text(shard - first, [_shard(n) for n in range(first, int(shard[-1]) + 1)]),
         "interval": np.where(split == 0, stretch, 0),
         "interval_start_us": begin,
