@@ -1,6 +1,7 @@
 """A shard root -> every fault in it: checksums, index against tars, data, splits that overlap, windows lost at seams."""
 
 import multiprocessing
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -65,6 +66,7 @@ def check(config: CheckConfig, begin: Begin = lambda n, total: None, step: Step 
         index = ShardIndex.of(files, read_meta(files))
     except ShardError as error:
         return Checked((Fault(str(error.where), error.found),), 0, 0, 0, 0, time.monotonic() - began)
+    files.prefetch(index.meta["shards"])  # of a URL: the next ones come while one is looked at
     begin(len(index.meta["shards"]), sum(entry["bytes"] for entry in index.meta["shards"]))
     faults, sums, untold = list(index_faults(index)), {}, set()
     count = size = segments = spikes = 0
@@ -123,18 +125,22 @@ def _answers(files: RootFiles, jobs: Iterator[ShardJob], workers: int) -> Iterat
         yield from ((job, work(job)) for job in jobs)
         return
     waiting: deque = deque()
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        try:
-            for job in jobs:
-                waiting.append((job, pool.submit(work, job)))
-                if len(waiting) > 2 * workers:  # as many as keep all busy: a job holds its rows
-                    first, answer = waiting.popleft()
-                    yield first, answer.result()
-            for first, answer in waiting:
+    # Who started the processes hears the keyboard and ends them; they do not.
+    quiet = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), **quiet)
+    try:
+        for job in jobs:
+            waiting.append((job, pool.submit(work, job)))
+            if len(waiting) > 2 * workers:  # as many as keep all busy: a job holds its rows
+                first, answer = waiting.popleft()
                 yield first, answer.result()
-        except BrokenProcessPool:
-            found = "a process of the check was killed"
-            raise ShardError(files.root, found, "free memory, or check with workers=1") from None
+        for first, answer in waiting:
+            yield first, answer.result()
+    except BrokenProcessPool:
+        found = "a process of the check was killed"
+        raise ShardError(files.root, found, "free memory, or check with workers=1") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _sum_faults(row: SessionRow, unit_spikes: np.ndarray, sums: SessionSums) -> Iterator[Fault]:

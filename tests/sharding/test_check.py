@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -14,10 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from sharding.check import CheckConfig, check
+from sharding.cache import CacheConfig
+from sharding.check import CheckConfig, _answers, _jobs, check
 from sharding.check_found import Moments
-from sharding.errors import ConfigError
+from sharding.errors import ConfigError, ShardError
+from sharding.files import LocalFiles
+from sharding.index import ShardIndex
 from sharding.index_meta import meta_digest
+from tests.sharding.shard_server import Fault, ShardServer
 
 SECOND = 1_000_000
 
@@ -119,6 +124,18 @@ def test_processes_find_the_same_as_one(root):
     assert alone and faults(root, workers=2) == alone
 
 
+class Deadly(LocalFiles):
+    """Files whose reading kills the process, as the system does when memory runs out."""
+
+    def path(self, entry):
+        os._exit(9)
+
+
+def test_a_process_that_is_killed_is_one_line(good):
+    with pytest.raises(ShardError, match="a process of the check was killed; free memory, or check with workers=1"):
+        list(_answers(Deadly(good), _jobs(ShardIndex.open(good)), 2))
+
+
 def test_every_shard_is_told_when_it_is_done(good):
     told = []
     check(CheckConfig(str(good)), lambda n, size: told.append((n, size)), lambda name, size: told.append((name, size)))
@@ -139,6 +156,21 @@ def test_moments_of_parts_are_those_of_the_whole(parts, seed):
     if len(whole):
         np.testing.assert_allclose(joined.mean, whole.mean(axis=0), rtol=1e-12)
         np.testing.assert_allclose(joined.squares / joined.n, whole.var(axis=0), rtol=1e-10, atol=1e-12)
+
+
+def test_a_root_on_a_server_is_checked_as_one_in_a_folder(good, tmp_path):
+    server = ShardServer({path.name: path.read_bytes() for path in good.iterdir()})
+    server.start()
+    try:
+        for n, bad in enumerate(([], ["train-000001.tar"], ["valid-000000.tar", "test-000000.tar"])):
+            server.always.clear()
+            server.always.update({name: Fault(flip=700) for name in bad})
+            checked = check(CheckConfig(server.url, cache=CacheConfig(str(tmp_path / str(n)), patience_s=1)))
+            assert {fault.where for fault in checked.faults} == set(bad)
+            assert all("its sha256 is not what the index says" in fault.found for fault in checked.faults)
+            assert checked.files == len(list(good.glob("*.tar"))) - len(bad)
+    finally:
+        server.stop()
 
 
 # ------------------------------------------------------------------------------------------------ bytes
