@@ -76,7 +76,7 @@ def diagnose(
     """
     steps = sorted(set(config.steps))
     training = _as_long(training, steps[-1] + 1)
-    index = chosen_sessions(training.shards, training.sessions, training.exclude, training.verify)
+    index = chosen_sessions(training.shards, training.sessions, training.exclude, training.verify, training.cache)
     if training.trainer.threads:
         torch.set_num_threads(training.trainer.threads)
     model, task, sampling = untrained(training.model, training.task, training.window_s, index, training)

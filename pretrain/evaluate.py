@@ -30,6 +30,7 @@ from pretrain.stitch import Stitcher, decode
 from pretrain.train import chosen_sessions, sampling_of
 from pretrain.trainer import accelerator
 from pretrain.wiener import WienerConfig, fit_wiener, stretches
+from sharding.cache import CacheConfig
 from sharding.index import ShardIndex
 from sharding.loader import LoaderConfig, eval_loader
 from sharding.sampling import Sampling
@@ -49,11 +50,13 @@ class EvaluateConfig:
     checkpoints: dict[str, str] = field(default_factory=dict)
     "label -> folder of a checkpoint or of its run, to judge several; empty is the run's own"
     shards: str = ""
-    "folder of shards; empty is what the run was trained on"
+    "folder of shards, or its URL; empty is what the run was trained on"
     sessions: list[str] = field(default_factory=list)
     "sessions, by glob patterns of their ids; empty are those the run was trained on"
     verify: bool = True
-    "compare every shard with its checksum before anything starts; false begins at once on a corpus of terabytes"
+    "compare each shard with its checksum when this machine first reads it"
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    "where shards of a remote root are kept"
     split: str = "test"
     "split to judge on: test, valid or train"
     step_s: float = 0.5
@@ -154,7 +157,7 @@ def _known_sessions(config: EvaluateConfig, models: dict[str, _Model]) -> ShardI
     signals = {model.sampling.signal for model in models.values()}
     if len(signals) > 1:
         raise ConfigError("checkpoints", f"they decode {' and '.join(sorted(signals))}", "compare those of one signal")
-    index = chosen_sessions(config.shards, config.sessions, verify=config.verify)
+    index = chosen_sessions(config.shards, config.sessions, verify=config.verify, cache=config.cache)
     known = [session for session in index.session_ids if any(session in m.sampling.sessions for m in models.values())]
     if not known:
         raise ConfigError(

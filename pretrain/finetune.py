@@ -16,6 +16,7 @@ from pretrain.tracking import TrackingConfig
 from pretrain.train import chosen_sessions, dims_of, open_run, sampling_of, train, untrained, vocabularies
 from pretrain.trainer import TrainerConfig
 from pretrain.tuning import start_tuned
+from sharding.cache import CacheConfig
 from sharding.index import ShardIndex
 from sharding.loader import LoaderConfig
 from sharding.sampling import Sampling
@@ -29,7 +30,7 @@ class FinetuneConfig:
     checkpoint: str = ""
     "folder of a checkpoint, or of the run that made it"
     shards: str = ""
-    "folder of shards that hold the sessions"
+    "folder of shards that hold the sessions, or its URL"
     run: str = ""
     "folder of the run; an interrupted run there is continued, a finished one is left as it is"
     sessions: list[str] = field(default_factory=lambda: ["*"])
@@ -37,7 +38,9 @@ class FinetuneConfig:
     exclude: list[str] = field(default_factory=list)
     "sessions to leave out of those, by glob patterns"
     verify: bool = True
-    "compare every shard with its checksum before anything starts; false begins at once on a corpus of terabytes"
+    "compare each shard with its checksum when this machine first reads it"
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    "where shards of a remote root are kept"
     mode: str = "full"
     "unit_id (only new rows of units and sessions move), full (unit_id first, then all), scratch (the same model anew)"
     freeze_steps: int = 100
@@ -69,7 +72,7 @@ def finetune(config: FinetuneConfig) -> Path:
     if run.finished:
         return run.folder
     source = load_checkpoint(config.checkpoint)
-    index = chosen_sessions(config.shards, config.sessions, config.exclude, config.verify)
+    index = chosen_sessions(config.shards, config.sessions, config.exclude, config.verify, config.cache)
     if config.minutes_of_data is not None:
         index = index.limited(config.minutes_of_data)
     if config.mode == "scratch":

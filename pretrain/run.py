@@ -21,6 +21,7 @@ FREE = (
     "run:",
     "shards:",
     "verify:",
+    "cache.",
     "trainer.threads:",
     "trainer.device:",
     "trainer.save_every:",

@@ -1,8 +1,10 @@
 """`spikeloom pretrain`: shards and a config -> a run folder with a trained checkpoint."""
 
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,6 +20,7 @@ from pretrain.tasks.regression import RegressionConfig
 from pretrain.tracking import TrackingConfig
 from pretrain.trainer import TrainerConfig, fit
 from pretrain.tuning import start_tuned
+from sharding.cache import CacheConfig
 from sharding.index import ShardIndex
 from sharding.loader import LoaderConfig, train_loader
 from sharding.sampling import Sampling
@@ -30,7 +33,7 @@ FIRST_BATCHES = 8  # that a model may see before training
 @dataclass(frozen=True)
 class PretrainConfig:
     shards: str = ""
-    "folder of shards"
+    "folder of shards, or its URL"
     run: str = ""
     "folder of the run; an interrupted run there is continued, a finished one is left as it is"
     sessions: list[str] = field(default_factory=lambda: ["*"])
@@ -38,7 +41,9 @@ class PretrainConfig:
     exclude: list[str] = field(default_factory=list)
     "sessions to leave out of those, by glob patterns"
     verify: bool = True
-    "compare every shard with its checksum before anything starts; false begins at once on a corpus of terabytes"
+    "compare each shard with its checksum when this machine first reads it"
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    "where shards of a remote root are kept"
     model: PoyoConfig = field(
         default_factory=PoyoConfig, metadata={"choices": {name: schema for name, (schema, _) in MODELS.items()}}
     )
@@ -69,7 +74,7 @@ def pretrain(config: PretrainConfig) -> Path:
     run = open_run(config)
     if run.finished:
         return run.folder
-    index = chosen_sessions(config.shards, config.sessions, config.exclude, config.verify)
+    index = chosen_sessions(config.shards, config.sessions, config.exclude, config.verify, config.cache)
     model, task, sampling = untrained(config.model, config.task, config.window_s, index, config)
     module = DecodingModule(model, task, config.optim, config.trainer.steps, config.seed)
     train(run, module, index, sampling, config)
@@ -134,12 +139,18 @@ def open_run(config) -> Run:
     return run
 
 
-def chosen_sessions(shards: str, patterns: list[str], exclude: list[str] = (), verify: bool = False) -> ShardIndex:
+def chosen_sessions(
+    shards: str,
+    patterns: list[str],
+    exclude: list[str] = (),
+    verify: bool = False,
+    cache: CacheConfig | None = None,
+) -> ShardIndex:
     """The sessions of a shard root that fit a pattern and no excluding one; raises ConfigError where none is left.
 
-    With `verify` every shard is compared with its checksum first; raises ShardError.
+    With `verify` each shard is compared with its checksum when it is first read here; that raises ShardError.
     """
-    index = ShardIndex.open(shards, verify=verify).matching(patterns)
+    index = ShardIndex.open(shards, verify=verify, cache=cache or CacheConfig()).matching(patterns)
     left_out = set(index.matching(exclude).session_ids) if exclude else set()
     left = [session for session in index.session_ids if session not in left_out]
     if not left:
@@ -149,27 +160,27 @@ def chosen_sessions(shards: str, patterns: list[str], exclude: list[str] = (), v
 
 def vocabularies(index: ShardIndex) -> tuple[Vocabulary, Vocabulary]:
     """All units and all sessions of an index, in its order."""
-    units = [unit for session in index.session_ids for unit in index.unit_ids(session)]
-    return Vocabulary(tuple(units)), Vocabulary(tuple(index.session_ids))
+    return Vocabulary(tuple(chain.from_iterable(index.all_unit_ids()))), Vocabulary(index.session_ids)
 
 
 def dims_of(index: ShardIndex, signal: str) -> int:
     """Dimensions of a signal, the same in all sessions; raises ConfigError."""
-    for session in index.sessions:
-        if signal not in session.signals:
-            raise ConfigError(
-                session.id,
-                f"has no signal {signal!r}",
-                f"set task.signal to one of {', '.join(session.signals) or 'none'}, or exclude it",
-            )
-    dims = {session.signals[signal].dims for session in index.sessions}
-    if len(dims) > 1:
+    dims = index.sessions.dims(signal)
+    if not dims.all():
+        session = index.sessions[int(dims.argmin())]
+        raise ConfigError(
+            session.id,
+            f"has no signal {signal!r}",
+            f"set task.signal to one of {', '.join(session.signals) or 'none'}, or exclude it",
+        )
+    different = np.unique(dims).tolist()
+    if len(different) > 1:
         raise ConfigError(
             f"signal {signal!r}",
-            f"has {' and '.join(map(str, sorted(dims)))} dimensions over sessions",
+            f"has {' and '.join(map(str, different))} dimensions over sessions",
             "choose sessions that agree",
         )
-    return dims.pop()
+    return different[0]
 
 
 def sampling_of(

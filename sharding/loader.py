@@ -43,8 +43,7 @@ class LoaderConfig:
     mix: MixConfig | None = None
     "how an epoch is shared out among sessions; null takes every window once an epoch"
     block_shards: int = 0
-    "shards read at a time; windows are shuffled within blocks of so many, for as long as one lasts a gradient leans to \
-few sessions: for remote corpora larger than the cache; 0 shuffles all windows of an epoch together"
+    "shards shuffled together at a time, to bound the cache of a remote corpus (plan.TrainPlan tells what it costs); 0 is all"
 
     def check(self, ranks: int = 1) -> None:
         """Raise ConfigError for numbers that cannot be meant."""

@@ -19,6 +19,7 @@ from pretrain.module import DecodingModule
 from pretrain.optim import OptimConfig
 from pretrain.train import pretrain
 from sharding.loader import LoaderConfig
+from sharding.mix import MixConfig
 from tests.pretrain.conftest import tiny_config, tiny_model
 
 
@@ -69,20 +70,29 @@ class Cut(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [2, 3, 7])  # before the first save at step 3, right after it, after the second at 6
-def test_a_run_cut_short_ends_with_the_same_bits(shards, pretrained, tmp_path, monkeypatch, at):
-    step = DecodingModule.training_step
+def cut_at(config, step, monkeypatch):
+    """Run until just before that step is taken."""
+    training_step = DecodingModule.training_step
 
     def cut(self, batch, batch_idx):
-        if self.global_step == at:
+        if self.global_step == step:
             raise Cut
-        return step(self, batch, batch_idx)
+        return training_step(self, batch, batch_idx)
 
-    config = tiny_config(shards, tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(DecodingModule, "training_step", cut)
         with pytest.raises(Cut):
             pretrain(config)
+
+
+def without_time(run):
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows(run)]
+
+
+@pytest.mark.parametrize("at", [2, 3, 7])  # before the first save at step 3, right after it, after the second at 6
+def test_a_run_cut_short_ends_with_the_same_bits(shards, pretrained, tmp_path, monkeypatch, at):
+    config = tiny_config(shards, tmp_path / "run")
+    cut_at(config, at, monkeypatch)
     assert (tmp_path / "run" / "last.ckpt").exists() == (at >= 3)
     torch.manual_seed(123)  # whatever was drawn meanwhile
     run = pretrain(config)
@@ -93,13 +103,55 @@ def test_a_run_cut_short_ends_with_the_same_bits(shards, pretrained, tmp_path, m
         resumed["optimizer_states"][0]["state"].values(), whole["optimizer_states"][0]["state"].values()
     ):
         assert all(torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(theirs[key])) for key in theirs)
-
-    def without_time(run):
-        return [{key: value for key, value in row.items() if key != "seconds"} for row in rows(run)]
-
     assert without_time(run) == without_time(pretrained)  # every step once
     one, other = load_checkpoint(run).weights, load_checkpoint(pretrained).weights
     assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize(
+    "first, then",
+    [
+        (dict(batch_tokens=2000), dict(workers=1)),
+        (dict(batch_windows=33, drop_rest=False, mix=MixConfig(temperature=2.0), block_shards=1), dict(prefetch=0)),
+    ],
+)
+def test_batches_of_differing_sizes_are_counted_and_resumed_as_they_come(shards, tmp_path, monkeypatch, first, then):
+    seen, training_step = [], DecodingModule.training_step
+
+    def watched(self, batch, batch_idx):
+        seen.append(batch.place_B.tolist())
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(DecodingModule, "training_step", watched)
+    whole = pretrain(tiny_config(shards, tmp_path / "whole", loader=LoaderConfig(**first)))
+    expected, seen[:] = list(seen), []
+    assert len({len(places) for places in expected}) > 1
+    for row in rows(whole):
+        trained = expected[: int(row["step"])]
+        assert int(row["windows"]) == sum(map(len, trained))
+        place = trained[-1][-1] + 1 if trained else 0
+        assert float(row["epoch"]) == pytest.approx(place / 70, abs=1e-6)  # 2 x 35 windows
+    cut_at(tiny_config(shards, tmp_path / "run", loader=LoaderConfig(**first)), 5, monkeypatch)
+    assert seen == expected[:5]
+    seen.clear()
+    run = pretrain(tiny_config(shards, tmp_path / "run", loader=LoaderConfig(**first | then)))
+    assert seen == expected[3:]  # from the last save on, none skipped for having been fetched ahead
+    one, other = final_state(run), final_state(whole)
+    assert one["ShardDataModule"] == other["ShardDataModule"] and without_time(run) == without_time(whole)
+    assert all(torch.equal(one["state_dict"][name], other["state_dict"][name]) for name in other["state_dict"])
+
+
+def test_a_run_without_its_place_in_the_stream_is_not_continued(shards, tmp_path, monkeypatch):
+    config = tiny_config(shards, tmp_path / "run")
+    cut_at(config, 4, monkeypatch)
+    state = final_state(tmp_path / "run")
+    told = state.pop("ShardDataModule")
+    torch.save(state, tmp_path / "run" / "last.ckpt")
+    with pytest.raises(CheckpointError, match="last.ckpt: does not say which windows its run had seen"):
+        pretrain(config)
+    torch.save(state | {"ShardDataModule": told | {"plan": told["plan"] ^ 1}}, tmp_path / "run" / "last.ckpt")
+    with pytest.raises(ConfigError, match="the run: was begun with other batches"):
+        pretrain(config)
 
 
 def test_a_killed_run_ends_with_the_same_bits(shards, tmp_path):
@@ -210,7 +262,7 @@ def test_workers_hand_over_the_same_batches(shards, pretrained, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
-def test_a_flipped_byte_in_a_shard_stops_a_training_before_it_starts(shards, tmp_path):
+def test_a_flipped_byte_in_a_shard_stops_a_training_before_its_first_step(shards, tmp_path):
     shutil.copytree(shards, tmp_path / "shards")
     tar = next((tmp_path / "shards").glob("train-*.tar"))
     data = bytearray(tar.read_bytes())
@@ -218,5 +270,7 @@ def test_a_flipped_byte_in_a_shard_stops_a_training_before_it_starts(shards, tmp
     tar.write_bytes(data)
     with pytest.raises(ShardError, match=f"{tar.name}: its sha256 is not what the index says; "):
         pretrain(tiny_config(tmp_path / "shards", tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
+    assert {row["step"] for row in rows(tmp_path / "run")} <= {"0"}
+    assert not (tmp_path / "run" / "last.ckpt").exists()
+    shutil.rmtree(tmp_path / "run")
     assert pretrain(tiny_config(tmp_path / "shards", tmp_path / "run", verify=False)).exists()
