@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -166,65 +166,100 @@ def _write_spikes(file: h5py.File, spikes: Spikes, units: int) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[h5py.File, dict]]:
+def _told(path: Path) -> Iterator[None]:
+    """What goes wrong in a stored session inside, as a SessionError."""
     try:
-        with h5py.File(path, "r") as file:
-            version = file.attrs.get("spikeloom_session")
-            if version is None:
-                raise SessionError(path.name, "not a stored session", "run prepare again into an empty folder")
-            if version != FORMAT:
-                raise SessionError(
-                    path.name, f"stored in format {version}, this version reads {FORMAT}", "run prepare again"
-                )
-            yield file, json.loads(file["header"][:].tobytes())
+        yield
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else "damaged or truncated"
         raise SessionError(path.name, reason, "run prepare again") from error
 
 
+def _header(file: h5py.File, path: Path) -> dict:
+    version = file.attrs.get("spikeloom_session")
+    if version is None:
+        raise SessionError(path.name, "not a stored session", "run prepare again into an empty folder")
+    if version != FORMAT:
+        raise SessionError(path.name, f"stored in format {version}, this version reads {FORMAT}", "run prepare again")
+    return json.loads(file["header"][:].tobytes())
+
+
 def describe(path: Path) -> Stored:
     """Id, totals and provenance of a stored session; raises SessionError where it is damaged or of another format."""
-    with _opened(Path(path)) as (_, header):
+    path = Path(path)
+    with _told(path), h5py.File(path, "r") as file:
+        header = _header(file, path)
         totals = header["totals"]
-        return Stored(
-            Path(path), header["id"], totals["units"], totals["spikes"], totals["seconds"], header["provenance"]
-        )
+        return Stored(path, header["id"], totals["units"], totals["spikes"], totals["seconds"], header["provenance"])
 
 
 def load_session(path: Path) -> Session:
     """A stored session; raises SessionError where it is missing, damaged or of another format."""
-    with _opened(Path(path)) as (file, header):
+    with opened_session(path) as session:
+        time, unit = session.spikes.time[:], session.spikes.unit[:]
+        return replace(session, spikes=Spikes(time, unit.astype(np.uint32)))
 
-        def intervals(name: str) -> Intervals:
-            start, stop = file[name][:]
-            return Intervals(start, stop)
 
-        signals = {
-            name: Signal(
-                name,
-                *(file[f"signals/{name}/{part}"][:] for part in ("time", "value")),
-                unit,
-                file[f"signals/{name}/valid"][:],
-                derived,
-            )
-            for name, (unit, derived) in header["signals"].items()
-        }
-        columns = {name: file[f"trial_columns/{k}"][:] for k, name in enumerate(header["trial_columns"])}
-        return Session(
-            id=header["id"],
-            dandiset=header["dandiset"],
-            subject=header["subject"],
-            paradigm=header["paradigm"],
-            units=Units(**{key: tuple(values) for key, values in header["units"].items()}),
-            spikes=Spikes(file["spikes/time"][:], file["spikes/unit"][:].astype(np.uint32)),
-            signals=signals,
-            trials=intervals("trials"),
-            domain=intervals("domain"),
-            trial_columns={n: np.char.decode(v, "utf-8") if v.dtype.kind == "S" else v for n, v in columns.items()},
-            phases={name: intervals(f"phases/{name}") for name in header["phases"]},
-            splits={name: intervals(f"splits/{name}") for name in header["splits"]},
-            loss_weights=header["loss_weights"],
-            eval_phases=tuple(header["eval_phases"]),
-            target_scale=header["target_scale"],
-            provenance=header["provenance"],
+@contextlib.contextmanager
+def opened_session(path: Path) -> Iterator[Session]:
+    """A stored session whose spikes stay on disk: they are read when they are sliced, while the context is open.
+
+    Raises SessionError where it is missing, damaged or of another format, also when spikes are read.
+    """
+    path = Path(path)
+    with contextlib.ExitStack() as stack:
+        with _told(path):
+            file = stack.enter_context(h5py.File(path, "r"))
+            session = _session(file, _header(file, path), path)
+        yield session
+
+
+class _StoredArray:
+    """A one-dimensional array of a stored session; a slice of it, or an item, is read when asked for."""
+
+    def __init__(self, dataset: h5py.Dataset, path: Path):
+        self._dataset, self._path = dataset, path
+        self.dtype, self.shape = dataset.dtype, dataset.shape
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, at):
+        with _told(self._path):
+            return self._dataset[at]
+
+
+def _session(file: h5py.File, header: dict, path: Path) -> Session:
+    def intervals(name: str) -> Intervals:
+        start, stop = file[name][:]
+        return Intervals(start, stop)
+
+    signals = {
+        name: Signal(
+            name,
+            *(file[f"signals/{name}/{part}"][:] for part in ("time", "value")),
+            unit,
+            file[f"signals/{name}/valid"][:],
+            derived,
         )
+        for name, (unit, derived) in header["signals"].items()
+    }
+    columns = {name: file[f"trial_columns/{k}"][:] for k, name in enumerate(header["trial_columns"])}
+    return Session(
+        id=header["id"],
+        dandiset=header["dandiset"],
+        subject=header["subject"],
+        paradigm=header["paradigm"],
+        units=Units(**{key: tuple(values) for key, values in header["units"].items()}),
+        spikes=Spikes(_StoredArray(file["spikes/time"], path), _StoredArray(file["spikes/unit"], path)),
+        signals=signals,
+        trials=intervals("trials"),
+        domain=intervals("domain"),
+        trial_columns={n: np.char.decode(v, "utf-8") if v.dtype.kind == "S" else v for n, v in columns.items()},
+        phases={name: intervals(f"phases/{name}") for name in header["phases"]},
+        splits={name: intervals(f"splits/{name}") for name in header["splits"]},
+        loss_weights=header["loss_weights"],
+        eval_phases=tuple(header["eval_phases"]),
+        target_scale=header["target_scale"],
+        provenance=header["provenance"],
+    )

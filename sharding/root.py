@@ -9,16 +9,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Self
 
-import numpy as np
-
 from data_prep.session import SPLITS, Session
-from sharding.cut import NO_PHASE, PhaseCodes, cut
+from sharding.cut import NO_PHASE, Cut, PhaseCodes, cut
 from sharding.errors import ShardError
 from sharding.index import ShardIndex
 from sharding.index_meta import FORMAT, INDEX, KIND, TABLES, Refused, meta_digest
-from sharding.segment import Segment
 from sharding.tables import SEGMENT_SCHEMA, UNIT_SCHEMA
-from sharding.tables_rows import SESSION_SCHEMA, SessionRow, SignalRow, SignalStatistics
+from sharding.tables_rows import SESSION_SCHEMA
+from sharding.tally import Tally
 from sharding.writer import PARTIAL, ShardWriter, write_bytes
 from sharding.writer_tables import Records, standing, write_table
 
@@ -82,24 +80,22 @@ class RootWriter:
         """Sessions of the root as it will be."""
         return len(self._ids)
 
-    def cut(self, session: Session) -> list[Segment]:
-        """All segments of a session, nothing written yet; raises ShardError for a session that cannot be taken."""
+    def cut(self, session: Session) -> Cut:
+        """The segments of a session, nothing written yet; raises ShardError for a session that cannot be taken."""
         if session.id in self._ids:
             raise ShardError(
                 session.id,
                 "is there already, from another file or an earlier state of this one",
                 "keep one of the two, or shard without append to replace it",
             )
-        segments = list(
-            cut(
-                session,
-                segment_us=self.settings.segment_us,
-                halo_us=self.settings.halo_us,
-                splits=self.settings.splits,
-                codes=self.codes,
-            )
+        segments = cut(
+            session,
+            segment_us=self.settings.segment_us,
+            halo_us=self.settings.halo_us,
+            splits=self.settings.splits,
+            codes=self.codes,
         )
-        if not segments:
+        if not len(segments):
             raise ShardError(
                 session.id,
                 f"has no time in the splits {', '.join(self.settings.splits)}",
@@ -107,14 +103,19 @@ class RootWriter:
             )
         return segments
 
-    def add(self, session: Session, segments: list[Segment], source: Source) -> None:
+    def add(self, session: Session, segments: Cut, source: Source) -> None:
         """Write the segments that cut() gave; raises ShardError where the disk is full."""
-        self._segments.add([self._writers[segment.split].write(segment) for segment in segments])
-        row = _session_row(session, segments, self.codes, source)
+        for split, writer in self._writers.items():
+            writer.keep_together([segment for segment in segments.hollow if segment.split == split])
+        tally = Tally(session, segments.phases)
+        for segment in segments:
+            self._segments.add([self._writers[segment.split].write(segment)])
+            tally.add(segment)
+        row = tally.session_row(source.file, source.sha256)
         self._ids.add(session.id)
         self._spikes += row.spikes
         self._sessions.add([row.to_record()])
-        self._units.add(_unit_rows(session, segments, 3600 * sum(row.hours.values())))
+        self._units.add(tally.unit_records())
 
     def finish(self, refused: list[Refused]) -> None:
         """Complete the last shards, write the tables and then index.json."""
@@ -174,68 +175,3 @@ def sweep(output: Path, meta: dict | None = None) -> None:
                 (output / name).unlink(missing_ok=True)
     except OSError as error:
         raise ShardError(output, f"cannot be written to ({error.strerror})", "choose another output folder") from None
-
-
-def _session_row(session: Session, segments: list[Segment], codes: PhaseCodes, source: Source) -> SessionRow:
-    outlier = codes.names.index("outlier") if "outlier" in codes.names else -1
-    signals, statistics = {}, {}
-    for name, signal in session.signals.items():
-        dims = signal.value.shape[1]
-        parts = [np.zeros((0, dims), np.float32)]
-        for segment in segments:
-            if segment.split == "train":
-                part, owned = segment.signals[name], segment.owned_samples(name)
-                parts.append(part.value[:owned][part.phase[:owned] != outlier])
-        steps = np.diff(signal.time)
-        signals[name] = SignalRow(dims, signal.unit_of_measure, float(1 / np.median(steps)) if len(steps) else 0.0)
-        statistics[name] = SignalStatistics.of(np.concatenate(parts))
-    hours = {split: sum((s.stop_us - s.start_us) / 3600e6 for s in segments if s.split == split) for split in SPLITS}
-    return SessionRow(
-        session.id,
-        session.dandiset,
-        session.provenance.get("version", ""),
-        session.provenance.get("asset", ""),
-        session.subject,
-        session.paradigm,
-        len(session.units),
-        sum(s.owned_spikes for s in segments),
-        sum(s.owned_targets for s in segments),
-        hours,
-        signals,
-        statistics,
-        {name: scale for name, scale in session.target_scale.items() if name in signals},
-        dict(session.loss_weights),
-        tuple(session.eval_phases),
-        tuple(codes.names),
-        source.file,
-        source.sha256,
-    )
-
-
-def _unit_rows(session: Session, segments: list[Segment], seconds: float) -> list[dict]:
-    spikes = np.zeros(len(session.units), np.int64)
-    for segment in segments:
-        spikes += np.bincount(segment.spikes.unit[: segment.owned_spikes], minlength=len(session.units))
-    units, count = session.units, len(session.units)
-    return [
-        {
-            "id": f"{session.id}/{name}",
-            "session": session.id,
-            "region": region,
-            "quality": quality,
-            "electrode": electrode,
-            "held_out": bool(held_out),
-            "missing": bool(missing),
-            "spikes": own,
-            "rate": own / seconds,
-        }
-        for name, region, quality, electrode, held_out, missing, own in zip(
-            units.id,
-            units.region,
-            units.quality,
-            units.electrode or ("",) * count,
-            units.held_out or (False,) * count,
-            units.missing or (False,) * count,
-            spikes.tolist(),
-        )
-    ]

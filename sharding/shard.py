@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.errors import MendableError
 from data_prep.part import part_of
 from data_prep.session import SPLITS
-from data_prep.store import list_sessions, load_session
+from data_prep.store import list_sessions, opened_session
 from sharding.errors import ConfigError, ShardError
 from sharding.files import LocalFiles
 from sharding.index import ShardIndex
@@ -64,13 +65,14 @@ def shard(config: ShardConfig, progress: Progress = lambda done, total, name: No
         with RootWriter(output, settings, work.kept) as root:
             for number, file in enumerate(work.files):
                 progress(number, len(work.files), file.name)
-                try:
-                    session = load_session(file)
-                    segments = root.cut(session)
-                except MendableError as error:
-                    refused.append(Refused(file.name, str(error), given[file].sha256))
-                else:
-                    root.add(session, segments, given[file])
+                with ExitStack() as stack:
+                    try:
+                        session = stack.enter_context(opened_session(file))
+                        segments = root.cut(session)
+                    except MendableError as error:
+                        refused.append(Refused(file.name, str(error), given[file].sha256))
+                    else:
+                        root.add(session, segments, given[file])
             if files and not root.count:
                 raise ShardError(
                     output, f"no session could be sharded: {refused[0].message}", "prepare the sessions again"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from sharding.errors import ShardError
-from sharding.segment import Segment, arrays, encoded, to_sample
+from sharding.segment import Segment, arrays, encoded, encoded_sizes, to_sample
 
 PARTIAL = ".partial"  # suffix of what is not complete yet
 
@@ -93,10 +93,16 @@ class ShardWriter:
         elif self._open:
             self._finish()
 
+    def keep_together(self, segments: list[Segment]) -> None:
+        """Close the open shard where these segments, hollow ones will do, would not fit but would into a new one."""
+        size = sum(_blocks(n) for segment in segments for n in encoded_sizes(to_sample(segment)).values())
+        if self._open and self._open.bytes + size > self.shard_bytes >= size:
+            self._finish()
+
     def write(self, segment: Segment) -> dict:
         """Append a segment and return its record of tables.SEGMENT_SCHEMA; raises ShardError where the disk is full."""
         members = encoded(to_sample(segment))
-        if self._open and self._open.bytes + sum(map(_blocks, members.values())) > self.shard_bytes:
+        if self._open and self._open.bytes + sum(_blocks(len(data)) for data in members.values()) > self.shard_bytes:
             self._finish()
         if not self._open:
             self._open = AtomicFile(self.root / f"{self.split}-{self.first + len(self.files):06d}.tar")
@@ -149,9 +155,9 @@ def _append(out: AtomicFile, name: str, data: bytes) -> int:
     return offset
 
 
-def _blocks(data: bytes) -> int:
-    """Bytes that a member takes in a tar, its header included."""
-    return tarfile.BLOCKSIZE + len(data) + -len(data) % tarfile.BLOCKSIZE
+def _blocks(size: int) -> int:
+    """Bytes that a member of that size takes in a tar, its header included."""
+    return tarfile.BLOCKSIZE + size + -size % tarfile.BLOCKSIZE
 
 
 def _sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ from data_prep.assembly import read_session
 from data_prep.checks import check_session
 from data_prep.errors import SessionError
 from data_prep.session import Intervals, Session, Signal, Spikes
-from data_prep.store import describe, list_sessions, load_session, save_session, session_path
+from data_prep.store import describe, list_sessions, load_session, opened_session, save_session, session_path
 
 
 @pytest.fixture
@@ -48,6 +48,24 @@ def test_round_trip(session, tmp_path):
     assert list_sessions(tmp_path) == [path]
     told = describe(path)
     assert (told.id, told.units, told.spikes) == ("small/Ada_day1", 5, 1000) and told.provenance == session.provenance
+
+
+def test_an_opened_session_reads_its_spikes_when_they_are_sliced(session, tmp_path):
+    path = save_session(session, tmp_path)
+    with opened_session(path) as opened:
+        assert_equal(dataclasses.replace(opened, spikes=session.spikes), session)
+        assert len(opened.spikes) == 1000 and opened.spikes.extent == session.spikes.extent
+        assert not isinstance(opened.spikes.time, np.ndarray)
+        for one, other in zip(opened.spikes.parts(300), session.spikes.parts(300), strict=True):
+            assert np.array_equal(one[0], other[0]) and np.array_equal(one[1], other[1])
+        at = session.spikes.time[::100]
+        assert np.array_equal(opened.spikes.before(at), session.spikes.before(at))
+    with pytest.raises(ZeroDivisionError), opened_session(path):  # what goes wrong inside is not the file's fault
+        raise ZeroDivisionError
+    with pytest.raises(KeyError), opened_session(path):
+        raise KeyError("mine")
+    with pytest.raises(SessionError, match="no such file"), opened_session(tmp_path / "none.h5"):
+        pass
 
 
 def test_storing_twice_gives_the_same_bytes(session, tmp_path):

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.session import Intervals, Signal, Spikes
+from data_prep.store import opened_session, save_session
 from sharding.cut import PhaseCodes, cut
 from sharding.errors import ShardError
+from sharding.segment import arrays, encoded, encoded_sizes, to_sample
 
 SPLITS = ("train", "valid", "test")
 
@@ -101,6 +103,40 @@ def test_more_units_than_16_bits_count_get_wider_numbers(session_maker):
     segments = segments_of(session)
     assert {s.spikes.unit.dtype for s in segments} == {np.dtype("uint32")}
     assert max(s.spikes.unit.max() for s in segments) > 2**16
+
+
+def test_spikes_on_disk_are_cut_as_those_in_memory_however_few_are_read_at_a_time(session_maker, tmp_path, monkeypatch):
+    whole = session_maker(8, rate=40.0)
+    expected = [arrays(segment) for segment in segments_of(whole)]
+    path = save_session(whole, tmp_path)
+    for part in (97, 1 << 20):
+        monkeypatch.setattr("sharding.cut._PART", part)
+        with opened_session(path) as session:
+            assert not isinstance(session.spikes.time, np.ndarray)
+            found = [arrays(segment) for segment in segments_of(session)]
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected):
+            assert list(one) == list(other)
+            for name in one:
+                assert one[name].dtype == other[name].dtype
+                np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_spikes_that_fall_back_from_one_part_to_the_next_are_refused(session_maker, monkeypatch):
+    session = session_maker(8)
+    time = session.spikes.time.copy()
+    time[100] = time[101] = time[99] - 0.001
+    monkeypatch.setattr("sharding.cut._PART", 100)
+    with pytest.raises(ShardError, match="spike times are not sorted"):
+        segments_of(replace(session, spikes=Spikes(time, session.spikes.unit)))
+
+
+def test_hollow_segments_tell_the_size_of_what_will_be_written(session_maker):
+    session = session_maker(9, signals=("cursor_vel", "hand_pos"), dims=3)
+    planned = cut(session, segment_us=9_000_000, halo_us=1_000_000, splits=SPLITS, codes=PhaseCodes())
+    for hollow, segment in zip(planned.hollow, planned, strict=True):
+        sizes = {name: len(data) for name, data in encoded(to_sample(segment)).items()}
+        assert encoded_sizes(to_sample(hollow)) == sizes
 
 
 BROKEN = {

@@ -79,6 +79,24 @@ def test_shards_stay_below_their_size_and_their_checksums_hold(sessions, root_wr
         assert hashlib.sha256(data).hexdigest() == entry["sha256"]
 
 
+def test_a_session_lies_in_one_shard_of_each_split_where_it_fits(sessions, root_writer, tmp_path):
+    limit = 100_000
+    index = root_writer(tmp_path, sessions, shard_bytes=limit, segment_us=3_000_000)
+    rows, sizes = index.segments.table.to_pylist(), {}
+    for path in tars(tmp_path):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                key = member.name.split(".")[0].rpartition("-")[0]  # session and split
+                sizes[key] = sizes.get(key, 0) + 512 + -(-member.size // 512) * 512
+    where = {}
+    for row in rows:
+        where.setdefault(row["key"].rpartition("-")[0], set()).add(row["shard"])
+    small = {key for key, size in sizes.items() if size <= limit}
+    assert 0 < len(small) < len(sizes)
+    assert all(len(where[key]) == 1 for key in small)
+    assert all(len(where[key]) > 1 for key in sizes.keys() - small)
+
+
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
