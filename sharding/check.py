@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def check(config: CheckConfig, begin: Begin = lambda n, total: None, step: Step 
         return Checked((Fault(str(error.where), error.found),), 0, 0, 0, 0, time.monotonic() - began)
     files.prefetch(index.meta["shards"])  # of a URL: the next ones come while one is looked at
     begin(len(index.meta["shards"]), sum(entry["bytes"] for entry in index.meta["shards"]))
-    faults, sums, untold = list(index_faults(index)), {}, set()
+    faults, sums, untold = [*_strays(index), *index_faults(index)], {}, set()
     count = size = segments = spikes = 0
     for job, found in _answers(files, _jobs(index), config.workers):
         faults += found.faults
@@ -83,6 +84,14 @@ def check(config: CheckConfig, begin: Begin = lambda n, total: None, step: Step 
         if row.id not in untold and row.id in sums:
             faults += _sum_faults(row, of_unit[at : at + row.units], sums[row.id])
     return Checked(tuple(faults), count, size, segments, spikes, time.monotonic() - began)
+
+
+def _strays(index: ShardIndex) -> Iterator[Fault]:
+    """Shards in a folder that the index does not name: who streams all of a folder would meet them."""
+    if isinstance(index.root, Path):
+        named = {entry["file"] for entry in index.meta["shards"]}
+        for name in sorted(path.name for path in index.root.glob("*.tar") if path.name not in named):
+            yield Fault(name, "the index does not name it: a run that was stopped left it, or one is writing now")
 
 
 def shards_of(root: str) -> tuple[int, int]:

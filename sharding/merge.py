@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -15,20 +14,18 @@ from sharding.cache import is_url
 from sharding.errors import ConfigError, ShardError
 from sharding.files import AGAIN, files_at
 from sharding.index import ShardIndex
-from sharding.index_meta import INDEX, TABLES, read_meta
-from sharding.root import sweep, write_index
+from sharding.index_meta import INDEX, read_meta
+from sharding.root import OURS, sweep, write_index
 from sharding.root_lock import LOCK, writing
 from sharding.tables import SEGMENT_SCHEMA, UNIT_SCHEMA
 from sharding.tables_rows import SESSION_SCHEMA
 from sharding.tables_stored import StoredTable
-from sharding.writer import PARTIAL, AtomicFile
+from sharding.writer import AtomicFile
 from sharding.writer_tables import write_table
 
 LINKS = ("hard", "symbolic", "copy")
 MOST_NAMED = 5  # sessions that a refusal names
 CHUNK = 1 << 20  # bytes copied at once
-# What a merge that was stopped leaves in its folder.
-RESTS = re.compile(rf"\w+-\d{{6,}}\.tar|({'|'.join(TABLES)})-[0-9a-f]+\.parquet|\..*{re.escape(PARTIAL)}")
 NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
 Progress = Callable[[int, int, str], None]  # shards done, of how many, name of the one that comes next
 
@@ -156,7 +153,7 @@ def _is_whole(output: Path, joined: Joined) -> bool:
 def _make_room(output: Path) -> None:
     """Remove what a merge that was stopped left; raises ShardError where anything else is there."""
     names = sorted(name for name in os.listdir(output) if name != LOCK)
-    others = [name for name in names if name != INDEX and not RESTS.fullmatch(name)]
+    others = [name for name in names if name != INDEX and not OURS.fullmatch(name)]
     if others:
         raise ShardError(output, f"holds other files ({', '.join(others[:3])})", "choose an empty or new folder")
     sweep(output)

@@ -216,6 +216,11 @@ def test_a_damaged_index_or_table_is_the_one_fault(root, name):
     assert path.name in one(root)
 
 
+def test_a_shard_that_the_index_does_not_name(root):
+    shutil.copy(root / "train-000000.tar", root / "train-000077.tar")
+    assert one(root).startswith("train-000077.tar: the index does not name it")
+
+
 # ------------------------------------------------------------------------------------------------ index against tars
 
 
