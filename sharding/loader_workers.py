@@ -1,12 +1,13 @@
 """Batches made by worker processes: a big index crosses to them once, and a worker that dies loses and doubles nothing."""
 
+import io
 import logging
 import multiprocessing
-import pickle
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
+from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import torch
@@ -93,22 +94,26 @@ class Workers:
 
 
 class Handed:
-    """Something whose large arrays cross to other processes once, in shared memory, however many take it."""
+    """Something whose large arrays cross to other processes once, in shared memory, however many take it.
+
+    The rest crosses as everything does that multiprocessing hands to a process it started.
+    """
 
     def __init__(self, thing):
-        buffers: list[pickle.PickleBuffer] = []
+        raws: list[memoryview] = []
 
-        def stays(buffer: pickle.PickleBuffer) -> bool:
-            large = buffer.raw().nbytes >= LARGE
-            if large:
-                buffers.append(buffer)
-            return not large
+        def stays(buffer) -> bool:
+            raw = buffer.raw()
+            if raw.nbytes >= LARGE:
+                raws.append(raw)
+            return raw.nbytes < LARGE
 
-        self.pickled = pickle.dumps(thing, protocol=5, buffer_callback=stays)
-        raws = [buffer.raw() for buffer in buffers]
+        stream = io.BytesIO()
+        ForkingPickler(stream, 5, True, stays).dump(thing)
+        self.pickled = stream.getvalue()
         stops = np.cumsum([0] + [-(-raw.nbytes // ALIGNED) * ALIGNED for raw in raws]).tolist()
         # where each array lies, and whether it may be written to: compiled code knows the two apart
-        self.layout = tuple((at, raw.nbytes, memoryview(b).readonly) for at, raw, b in zip(stops, raws, buffers))
+        self.layout = tuple((at, raw.nbytes, raw.readonly) for at, raw in zip(stops, raws))
         self.shared = torch.empty(stops[-1], dtype=torch.uint8).share_memory_()
         for (at, size, _), raw in zip(self.layout, raws):
             self.shared.numpy()[at : at + size] = np.frombuffer(raw, np.uint8)
@@ -120,7 +125,7 @@ class Handed:
 def _taken(pickled: bytes, layout: tuple, shared: torch.Tensor):
     raw = memoryview(shared.numpy())
     parts = (raw[at : at + size] for at, size, _ in layout)
-    return pickle.loads(pickled, buffers=[p.toreadonly() if entry[2] else p for p, entry in zip(parts, layout)])
+    return ForkingPickler.loads(pickled, buffers=[p.toreadonly() if entry[2] else p for p, entry in zip(parts, layout)])
 
 
 class _Served(Dataset):
