@@ -24,10 +24,9 @@ class Ahead:
         self._work = _Work()
         weakref.finalize(self, self._work.close)  # also when the process ends
 
-    @property
-    def wanted(self) -> frozenset[str]:
-        """Names in the cache of the files in the two newest lists."""
-        return self._work.newest | self._work.previous
+    def wish(self, name: str) -> int:
+        """How much a file in the cache is wanted: 2 by the newest list, 1 by the one before, 0 by neither."""
+        return 2 if name in self._work.newest else 1 if name in self._work.previous else 0
 
     def want(self, entries: list[dict]) -> None:
         """Fetch these, in this order, instead of what was asked for before."""
@@ -55,7 +54,7 @@ class Ahead:
         while (entry := work.next()) is not None:
             name = kept_name(entry)
             try:
-                self._fetch(entry, lambda name=name: work.closing or name not in self.wanted)
+                self._fetch(entry, lambda name=name: work.closing or not self.wish(name))
             except (Busy, Stopped):  # another process does it; or it is no longer wanted
                 pass
             except NoRoom:  # until what is wanted earlier was used

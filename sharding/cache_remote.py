@@ -23,6 +23,7 @@ UPLOAD = "upload the shards again, index.json last"
 SIGN_IN = "check the address, and the credentials that fsspec finds (AWS_*, ~/.aws, ~/.netrc, FSSPEC_*)"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_ANYTHING, _WANTED_EARLIER = 2, 1  # what may go for a file that is needed now, or only soon: see Ahead.wish
 _MOST_READ = 2 * GB  # no index.json is larger
 
 
@@ -98,16 +99,12 @@ class CachedFiles:
     def _is_here(self, entry: dict, kept: Path) -> bool:
         """Whether the file is whole, and as it was when it came; notes the use."""
         try:
-            if os.stat(kept).st_size == entry["bytes"]:
-                if is_verified(kept, entry, hidden(kept, "ok"), self._config.patience_s):
-                    self._room.touch(kept)
-                    return True
-            LOG.warning("%s: was changed or damaged in the cache; it is fetched again", kept)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            LOG.warning("%s: cannot be read (%s); it is fetched again", kept, error.strerror)
-        return False
+            here = os.stat(kept).st_size == entry["bytes"]
+            if here := here and is_verified(kept, entry, hidden(kept, "ok"), self._config.patience_s):
+                self._room.touch(kept)
+            return here
+        except OSError:
+            return False
 
     def _fetch(self, entry: dict, kept: Path, stop: Callable[[], bool] | None = None) -> None:
         """Put the file into the cache, or wait for who does; with `stop` in the background, where nobody waits."""
@@ -115,6 +112,8 @@ class CachedFiles:
         with turn(kept, lambda: self._is_here(entry, kept), self._config, wait=stop is None) as mine:
             if not mine:
                 return
+            if kept.exists():
+                LOG.warning("%s: was changed or damaged in the cache; it is fetched again", kept)
             if stop is None and (failure := self._in_background.failure(entry, self._config.patience_s)):
                 raise failure
             self._while_disk_lasts(entry, kept, stop)
@@ -146,7 +145,8 @@ class CachedFiles:
     def _once(self, entry: dict, kept: Path, stop: Callable[[], bool] | None) -> None:
         """One attempt: fetched under another name, compared with its entry, safe on disk, renamed."""
         size = entry["bytes"]
-        with self._room.part(kept, size, self._in_background.wanted, may_evict_wanted=stop is None) as part:
+        most = _ANYTHING if stop is None else _WANTED_EARLIER
+        with self._room.part(kept, size, self._in_background.wish, most) as part:
             try:
                 self._transfer(entry["file"], part, size, stop or never)
             except FileNotFoundError:

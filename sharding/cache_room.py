@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -21,8 +21,9 @@ from sharding.cache import GB, CacheConfig
 from sharding.cache_fetch import Trouble
 from sharding.errors import ConfigError, ShardError
 
-_WHOLE = re.compile(r"[^.].*\.[0-9a-f]{16}(\.[a-z]+)?")
-_PART = re.compile(r"\.(?P<kept>.+)\.(?P<by>[^/]*-\d+)-\d+\.(?P<bytes>\d+)\.part")
+_NAME = r"[^.].*\.[0-9a-f]{16}(\.[A-Za-z0-9_-]+)?"
+_WHOLE = re.compile(_NAME)
+_PART = re.compile(rf"\.(?P<kept>{_NAME})\.(?P<by>[^.]*-\d+)-\d+\.(?P<bytes>\d+)\.part")
 _ROOM_WAIT_S = 60.0  # the room's lock is held for the time of a few thousand stat calls
 _serial = count()
 
@@ -95,18 +96,20 @@ class Room:
             raise ConfigError(self.folder, found, "set cache.folder to a larger disk, or lower block_shards")
 
     @contextlib.contextmanager
-    def part(self, kept: Path, size: int, wanted: frozenset[str], may_evict_wanted: bool) -> Iterator[Path]:
+    def part(self, kept: Path, size: int, wish: Callable[[str], int], most: int) -> Iterator[Path]:
         """An empty file to fill with `size` bytes, whose place is reserved; gone afterwards unless it was renamed.
+
+        What is wished for less goes first, of that the least recently used; nothing that is wished for more than `most`.
 
         Raises NoRoom, Trouble where others hold the room for a while, ConfigError and ShardError where there can be
         none, and OSError.
         """
-        own = f"{socket.gethostname()}-{os.getpid()}-{next(_serial)}"
+        own = f"{socket.gethostname().partition('.')[0]}-{os.getpid()}-{next(_serial)}"
         part = hidden(kept, f"{own}.{size}.part")
         self.make(kept.parent)
         with self._locked():
             self._sweep(kept)
-            self._make_room(size, wanted, may_evict_wanted)
+            self._make_room(size, wish, most)
             part.touch()
         try:
             yield part
@@ -128,21 +131,23 @@ class Room:
         with contextlib.suppress(OSError):  # a cache that others filled, or a file that just went
             os.utime(hidden(kept, "ok"))
 
-    def _make_room(self, size: int, wanted: frozenset[str], may_evict_wanted: bool) -> None:
-        kept = sorted(self._kept(), key=lambda one: (one.path.name in wanted, one.used_ns))
+    def _make_room(self, size: int, wish: Callable[[str], int], most: int) -> None:
+        kept = sorted(self._kept(), key=lambda one: (wish(one.path.name), one.used_ns))
         parts = self._parts()
         fetched, coming = sum(part.size for part in parts), sum(max(0, part.size - part.now) for part in parts)
         over_limit = sum(one.size for one in kept) + fetched + size - self._config.limit_bytes
         over_disk = coming + size - shutil.disk_usage(self.roots).free
         over = max(over_limit, over_disk)  # what is unlinked but still mapped is free a little later
+        if over > sum(one.size for one in kept) or size > self._config.limit_bytes:
+            raise self._none_left(size, fetched)
+        going = []
         while over > 0:
-            if not kept:
-                raise self._none_left(size, fetched)
-            oldest = kept.pop(0)
-            if oldest.path.name in wanted and not may_evict_wanted:
-                raise NoRoom
-            _remove(oldest)
-            over -= oldest.size
+            going.append(kept.pop(0))
+            over -= going[-1].size
+        if going and wish(going[-1].path.name) > most:
+            raise NoRoom
+        for one in going:
+            _remove(one)
 
     def _none_left(self, size: int, fetched: int) -> Exception:
         if size > self._config.limit_bytes:

@@ -75,4 +75,5 @@ class _Holder:
             LOG.warning("%s: waits for %s, which fetches it", self._kept, who)
         if now - self._moved > self._most_s:
             found = f"{who} holds its lock and has not moved for {self._most_s:g} s"
-            raise ShardError(self._kept, found, "end that process, then run again")
+            do = f"end it and run again (or, where there is none, remove {hidden(self._kept, 'lock')})"
+            raise ShardError(self._kept, found, do)

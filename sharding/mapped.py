@@ -4,6 +4,7 @@ import mmap
 import os
 import resource
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from sharding.tables import SegmentTable
 # Each map holds a file descriptor, and a process may have few: a quarter is ours, no more than the kernel's maps allow.
 MOST_MAPS = 8192
 _LATELY = 4  # maps that stay although their files were evicted: they may be read at this moment
+_LOOK_S = 5.0  # how often is looked for evicted files
 _TRIES = 3  # a cache may evict a file between its fetching and its mapping
 
 
@@ -30,7 +32,7 @@ class MappedMember:
 
     def __init__(self, shards: "MappedShards", segments: SegmentTable, name: str):
         self._shards = shards
-        self._shard = segments.codes("shard", shards.files)
+        self._shard = segments.shard
         self._first, self._bytes = segments.member(name)
 
     def bytes_of(self, segment: int) -> int:
@@ -64,7 +66,7 @@ class MappedShards:
         self._files, self._entries = files, entries
         self.files = tuple(entry["file"] for entry in entries)
         self._maps: OrderedDict[int, _Map] = OrderedDict()  # least recently used first
-        self._lock = threading.RLock()
+        self._lock, self._looked = threading.RLock(), time.monotonic()
 
     def __len__(self) -> int:
         """How many shards are mapped now."""
@@ -85,6 +87,7 @@ class MappedShards:
     def release(self) -> None:
         """Drop maps of files that a cache has evicted, whose space the disk gets back only then."""
         with self._lock:
+            self._looked = time.monotonic()
             for number in list(self._maps)[:-_LATELY]:
                 if not os.path.exists(self._maps[number].path):
                     del self._maps[number]
@@ -95,11 +98,14 @@ class MappedShards:
             found = self._maps.get(number)
             if found is not None:
                 self._maps.move_to_end(number)
+                if time.monotonic() - self._looked > _LOOK_S:
+                    self.release()
                 return found
         found = self._map(number)  # outside of the lock: it may take as long as a download
         with self._lock:
             found = self._maps.setdefault(number, found)
-            self.release()
+            if time.monotonic() - self._looked > _LOOK_S:
+                self.release()
             while len(self._maps) > open_shards():
                 self._maps.popitem(last=False)
             return found

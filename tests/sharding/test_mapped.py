@@ -30,8 +30,9 @@ def local(tmp_path):
 
 
 @pytest.fixture
-def served(tmp_path):
+def served(tmp_path, monkeypatch):
     """The same on a server, with a cache for five of them."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     files, entries = shard_files(12, SIZE)
     server = ShardServer(files)
     server.start()
@@ -75,8 +76,9 @@ def test_the_number_of_maps_follows_the_limit_of_open_files(monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux to look at maps")
-def test_maps_of_evicted_files_are_let_go(served):
+def test_maps_of_evicted_files_are_let_go(served, monkeypatch):
     files, entries, where = served
+    monkeypatch.setattr(mapped, "_LOOK_S", 0.0)
     shards = MappedShards(where, entries)
     held = shards.array(0)
     for number, body in enumerate(files.values()):
@@ -87,6 +89,11 @@ def test_maps_of_evicted_files_are_let_go(served):
     del held
     assert maps_of_evicted() == 0
     assert shards.array(0).tobytes() == files["train-000000.tar"]  # it comes again
+    for path in Path(where.path(entries[0])).parent.glob("train-*"):
+        path.unlink()
+    for _ in range(3):
+        shards.array(0)  # it is being read: its own map stays
+    assert len(shards) == mapped._LATELY
 
 
 def test_a_file_evicted_before_it_is_mapped_comes_again(served):
