@@ -9,6 +9,7 @@ THE dimension legend, used in sharding/batch.py, nn/, models/ and tasks/ (a tens
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 ALIGNED = 64  # bytes: the tensors of a batch begin at multiples of them in the storage that all share
@@ -62,7 +63,8 @@ class Batch:
             shape = sizes[name.rpartition("_")[2]]
             layout.append((dtype, shape, at))
             at += _rounded(dtype.itemsize * math.prod(shape))
-        return Batch(*_views(torch.empty(at, dtype=torch.uint8), layout), *numbers)
+        memory = np.empty(at or ALIGNED, np.uint8)  # in huge pages where it is large, which torch would not ask for
+        return Batch(*_views(torch.from_numpy(memory), layout), *numbers)
 
     def __reduce__(self):
         """Cross to another process as one tensor: every tensor of its own costs a file descriptor and a handshake."""

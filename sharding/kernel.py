@@ -15,6 +15,7 @@ import numpy as np
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+NARROW = 65_536  # units of a session whose numbers have two bytes
 assert sys.byteorder == "little"  # as shards are
 
 FALLING, UNKNOWN_UNIT, REPEATED, UNKNOWN_PHASE = 1, 2, 3, 4  # what count() and fill() return for damage; 0 for none
@@ -138,7 +139,7 @@ def count(asked, known, dropout):
         found.spikes[b] = j - i
         if found.units[b] < units:
             address = pointer(asked.address[b] + row.spike_unit)
-            if units > 65536:
+            if units > NARROW:
                 found.spikes[b] = counted(numba.carray(address, row.spikes, np.uint32)[i:j], kept)
             else:
                 found.spikes[b] = counted(numba.carray(address, row.spikes, np.uint16)[i:j], kept)
@@ -199,11 +200,11 @@ def fill_spikes(asked, b, known, found, kept, out_time, out_unit):
     if found.units[b] == len(kept):
         for s in range(len(time)):
             out_time[s] = (time[s] - first) * 1e-6
-        if len(kept) > 65536:
+        if len(kept) > NARROW:
             inside = looked_up(numba.carray(address, row.spikes, np.uint32)[i:j], rows, out_unit)
         else:
             inside = looked_up(numba.carray(address, row.spikes, np.uint16)[i:j], rows, out_unit)
-    elif len(kept) > 65536:
+    elif len(kept) > NARROW:
         inside = sieved(time, numba.carray(address, row.spikes, np.uint32)[i:j], first, kept, rows, out_time, out_unit)
     else:
         inside = sieved(time, numba.carray(address, row.spikes, np.uint16)[i:j], first, kept, rows, out_time, out_unit)

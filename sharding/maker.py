@@ -20,7 +20,7 @@ from sharding.window import FALLING, KINDS, REPEATED, UNKNOWN_PHASE, UNKNOWN_UNI
 try:
     from sharding import kernel
 except ImportError as missing:  # such as a numpy that is newer than Numba knows
-    logging.getLogger(__name__).warning("batches are made without Numba, several times slower (%s)", missing)
+    logging.getLogger("spikeloom").warning("batches are made without Numba, several times slower (%s)", missing)
     kernel = None
 else:
     DAMAGES = {

@@ -15,6 +15,7 @@ from sharding.tokens import SPIKE, UNIT_END, UNIT_START, SpikeTokens
 
 # the order in which a window's tokens lie
 KINDS = np.array((UNIT_START, UNIT_END, SPIKE), np.int64)
+NARROW = 2**16  # units of a session that UNIT can tell apart
 LAST = np.iinfo(TIME).max  # microseconds from a segment's start that a shard can tell
 
 # What a segment's bytes can have wrong that must not lead a reader astray.
@@ -73,10 +74,9 @@ class Reader:
     def __init__(self, index: ShardIndex, signal: str):
         """Raises ConfigError for a session without the signal, ShardError for tables that do not fit the shards."""
         self._root, self._shards = index.root, index.mapped()
-        self.units = np.array([session.units for session in index.sessions], np.int64)
-        self.phases = np.array([len(session.phases) for session in index.sessions], np.int64)
+        self.units, self.phases = index.sessions.column("units"), index.sessions.lengths("phases")
         self.dims = _dims(index, signal)
-        self.segments = _located(index, self._shards.files, signal, self.dims)
+        self.segments = _located(index, signal, self.dims)
 
     def window(self, segment: int, start_us: int, length_us: int) -> Window:
         """The window of a segment (a row of index.segments) from start_us on the session's clock.
@@ -98,7 +98,7 @@ class Reader:
         spike_time = array("spike_time", TIME, spikes)
         i, j = spike_time.searchsorted(ends)
         spike_time = spike_time[i:j] - first
-        spike_unit = array("spike_unit", _unit_type(units), spikes)[i:j]
+        spike_unit = array("spike_unit", WIDE_UNIT if units > NARROW else UNIT, spikes)[i:j]
         sample_time = array("time", TIME, samples)
         a, b = sample_time.searchsorted(ends)
         sample_time = sample_time[a:b] - first
@@ -158,35 +158,33 @@ def interval_windows(index: ShardIndex, signal: str, split: str) -> Iterator[Win
         yield replace(parts[0], start_us=start, length_us=stop - start, **joined)
 
 
-def _unit_type(units: int) -> np.dtype:
-    return WIDE_UNIT if units > 2**16 else UNIT
-
-
 def _dims(index: ShardIndex, signal: str) -> np.ndarray:
     """(sessions,) dimensions of a signal; raises ConfigError for a session without it."""
-    for session in index.sessions:
-        if signal not in session.signals:
-            raise ConfigError(
-                session.id,
-                f"has no signal {signal!r}",
-                f"choose among {', '.join(session.signals) or 'none'}, or leave the session out",
-            )
-    return np.array([session.signals[signal].dims for session in index.sessions], np.int64)
+    dims = index.sessions.dims(signal)
+    for row in np.flatnonzero(dims == 0).tolist():
+        session = index.sessions[row]
+        raise ConfigError(
+            session.id,
+            f"has no signal {signal!r}",
+            f"choose among {', '.join(session.signals) or 'none'}, or leave the session out",
+        )
+    return dims
 
 
-def _located(index: ShardIndex, files: tuple[str, ...], signal: str, dims: np.ndarray) -> np.ndarray:
+def _located(index: ShardIndex, signal: str, dims: np.ndarray) -> np.ndarray:
     """Where the arrays of every segment lie, (n,) LOCATED; raises ShardError where sizes do not fit together.
 
     What is checked here is what lets compiled code read by bare addresses: every array lies within its shard.
     """
     segments = index.segments
     out = np.zeros(len(segments), LOCATED)
-    out["session"], out["shard"] = segments.session, segments.codes("shard", files)
+    out["session"], out["shard"] = segments.session, segments.shard
     out["start_us"], out["carry_us"] = segments.start_us, segments.carry_us
-    members = {name: segments.member(f"{file}.npy") for name, file in _members(signal).items()}
+    files = [f"{file}.npy" for file in ("spike_time", "spike_unit", *(f"{signal}.{part}" for part in SIGNAL_ARRAYS))]
+    members = dict(zip(("spike_time", "spike_unit", *SIGNAL_ARRAYS), segments.members(files)))
     out["spikes"] = np.maximum(members["spike_time"][1], 0) // TIME.itemsize
     out["samples"] = np.maximum(members["phase"][1], 0)
-    wide = np.array([_unit_type(session.units).itemsize for session in index.sessions], np.int64)[out["session"]]
+    wide = np.where(index.sessions.column("units") > NARROW, WIDE_UNIT.itemsize, UNIT.itemsize)[out["session"]]
     sizes = {
         "spike_time": (TIME.itemsize, out["spikes"] * TIME.itemsize),
         "spike_unit": (wide, out["spikes"] * wide),
@@ -203,12 +201,6 @@ def _located(index: ShardIndex, files: tuple[str, ...], signal: str, dims: np.nd
         key = segments.table.column("key")[int(np.flatnonzero(wrong)[0])].as_py()
         raise ShardError(index.root, f"its tables tell arrays of segment {key} that do not fit together", AGAIN)
     return out
-
-
-def _members(signal: str) -> dict[str, str]:
-    """Names of the columns of LOCATED -> of the members of a segment."""
-    of_signal = {part: f"{signal}.{part}" for part in SIGNAL_ARRAYS}
-    return {"spike_time": "spike_time", "spike_unit": "spike_unit", **of_signal}
 
 
 def _key_at(mapped: np.ndarray, position: int) -> str:
