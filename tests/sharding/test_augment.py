@@ -86,9 +86,9 @@ def test_a_larger_session_keeps_the_number_asked_for_and_a_smaller_one_all(legac
 
 def test_every_set_of_kept_units_is_equally_likely():
     dropout = UnitDropout(UnitDropoutConfig(3, 3, 3))
-    sets = Counter(tuple(dropout.kept(7, 0, place).tolist()) for place in range(7000))
+    sets = Counter(tuple(dropout.kept(7, 0, place).tolist()) for place in range(3500))
     assert set(sets) == set(combinations(range(7), 3))
-    expected = 7000 / 35
+    expected = 3500 / 35
     chi_square = sum((often - expected) ** 2 / expected for often in sets.values())
     assert chi_square < 34 + 5 * np.sqrt(2 * 34)  # mean and five standard deviations of 34 degrees of freedom
 
@@ -96,9 +96,9 @@ def test_every_set_of_kept_units_is_equally_likely():
 def test_every_unit_is_kept_equally_often_and_windows_differ():
     dropout = UnitDropout(UnitDropoutConfig(10, 20, 40))
     often = np.zeros(50)
-    for place in range(3000):
+    for place in range(1500):
         often[dropout.kept(50, 0, place)] += 1
-    assert np.abs(often / often.mean() - 1).max() < 0.12
+    assert np.abs(often / often.mean() - 1).max() < 0.17
     one = dropout.kept(50, 0, 1).tolist()
     assert all(dropout.kept(50, 0, place).tolist() != one for place in (2, 1 + 2**32, 1 + 2**40))
     assert dropout.kept(50, 1, 1).tolist() != one

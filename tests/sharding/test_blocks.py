@@ -117,3 +117,11 @@ def test_sessions_that_a_mix_leaves_out_are_in_no_block(many):
     for shards, table in split_by_block(plan, 0):
         assert set(many.segments.session[table.segment].tolist()) <= kept
         assert set(shards) == set(shards_of(many, table).tolist())
+
+
+def test_blocks_of_one_size_are_shuffled_each_in_an_order_of_its_own(many):
+    plan = TrainPlan(many, 1.0, 0, block_shards=5)
+    starts = [table.start_us - table.start_us % SECOND for _, table in split_by_block(plan, 0)]
+    assert {len(start) for start in starts} == {len(starts[0])}
+    for a, b in zip(starts, starts[1:]):  # all sessions here have the same seconds of data
+        assert (np.abs(a - b) < 2 * SECOND).mean() < 0.4

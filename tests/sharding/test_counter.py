@@ -102,6 +102,15 @@ def test_shuffles_of_many_sizes_at_once_equal_each_alone(data, n):
     assert folded.shape == (n, 1) and folded.ravel().tolist() == alone
 
 
+def test_shuffles_are_these_wherever_and_whenever_they_are_made():
+    few, many = (permuted(np.arange(size), of, (1, 2, 3, 4), (5, 6)) for size, of in ((10, 10), (3, 2**50)))
+    assert few.tolist() == [3, 2, 7, 8, 9, 5, 4, 1, 6, 0] and many.tolist() == [
+        862598553997298,
+        790022209214517,
+        752696189357690,
+    ]
+
+
 @pytest.mark.parametrize("size", [2, 3, 4, 5])
 def test_every_order_of_a_few_things_comes_equally_often(size):
     orders = permuted(np.arange(size)[:, None], size, (np.arange(60_000), 0, 0, 0), KEY)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sharding.jitter import interval_offset, interval_starts, nth_start, session_words
 
-WINDOW = 1000
+WINDOW, SECOND = 1000, 1_000_000
 
 
 def starts_one_by_one(length: int, window: int, offset: int) -> list[int]:
@@ -56,3 +56,9 @@ def test_offsets_are_even_over_intervals_and_passes_and_differ_between_sessions_
 
 def test_the_words_of_a_session_are_the_first_bits_of_its_sha256():
     assert session_words("") == (0x42C4B0E3, 0x141CFC98)  # e3b0c44298fc1c14...
+
+
+def test_offsets_are_these_wherever_and_whenever_they_are_drawn():
+    at = ((0, 0), (1, 0), (0, 1), (0, 2**32 + 1))  # passes begin again after 2**32
+    drawn = [int(interval_offset(7, session_words("made/m_0"), number, passed, SECOND)) for number, passed in at]
+    assert drawn == [218060, 13692, 236280, 236280]
