@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 from numba.core import cgutils, types
+from numba.core.caching import FunctionCache
 from numba.extending import intrinsic
 
 NARROW = 65_536  # units of a session whose numbers have two bytes
@@ -89,12 +90,30 @@ class Filled(NamedTuple):
     session_B: np.ndarray
 
 
+class Kept(FunctionCache):
+    """Compiled code on disk, which need not work: where it fails (a full disk, a network's folder), compile anew."""
+
+    def load_overload(self, signature, target):
+        try:
+            return super().load_overload(signature, target)
+        except Exception:  # whatever can be wrong with a file
+            return None
+
+    def save_overload(self, signature, code) -> None:
+        try:
+            super().save_overload(signature, code)
+        except Exception:
+            pass
+
+
 def compiled(function):
     """Compile at the first call, and keep it on disk where there is a folder for that."""
+    dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
     try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        dispatcher._cache = Kept(function)  # as cache=True would, with a FunctionCache
     except RuntimeError:  # neither the package, nor the user's folder, nor NUMBA_CACHE_DIR can be written to
-        return numba.njit(nogil=True, error_model="numpy")(function)
+        pass
+    return dispatcher
 
 
 @intrinsic

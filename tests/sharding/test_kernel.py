@@ -1,5 +1,8 @@
 """Compiled draws: the same words and the same kept units as the plain twins."""
 
+import errno
+
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -50,3 +53,31 @@ def test_a_search_counts_the_earlier_times(times, wanted):
 @pytest.mark.parametrize("times, falls", [([], False), ([3], False), ([3, 3, 4], False), ([3, 4, 3], True)])
 def test_equal_times_do_not_fall(times, falls):
     assert kernel.falls(np.array(times, np.int32)) == falls
+
+
+def doubled(number):
+    return 2 * number
+
+
+def test_compiled_code_is_kept_and_where_that_fails_it_is_compiled_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    assert kernel.compiled(doubled)(4) == 8
+    again = kernel.compiled(doubled)
+    assert again(4) == 8 and sum(again.stats.cache_hits.values()) == 1
+    for file in tmp_path.rglob("*.nb?"):
+        file.write_bytes(file.read_bytes()[:20])
+    anew = kernel.compiled(doubled)
+    assert anew(4) == 8 and not anew.stats.cache_hits
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.load", full)
+    assert kernel.compiled(doubled)(4) == 8
+
+    def none(*args):
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr("numba.core.caching.CacheImpl.__init__", none)
+    assert kernel.compiled(doubled)(4) == 8
