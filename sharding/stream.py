@@ -209,7 +209,11 @@ class _Remote:
 def _check(segment: Segment, url: str) -> None:
     """Raise ShardError for arrays that cannot be a segment's: they would be read past their ends."""
     spikes, found = segment.spikes, ""
-    if spikes.time.dtype != TIME or spikes.unit.dtype not in (UNIT, WIDE_UNIT) or spikes.time.ndim != 1:
+    bounds = [*segment.interval_us[:1], segment.start_us, segment.stop_us, segment.carry_us, *segment.interval_us[1:]]
+    whole = all(type(number) is int for number in (*bounds, segment.interval))
+    if not whole or not isinstance(segment.session, str) or len(bounds) != 5 or bounds != sorted(bounds):
+        found = f"bounds {bounds}"
+    elif spikes.time.dtype != TIME or spikes.unit.dtype not in (UNIT, WIDE_UNIT) or spikes.time.ndim != 1:
         found = f"spikes of type {spikes.time.dtype} and {spikes.unit.dtype}"
     elif spikes.time.shape != spikes.unit.shape or (np.diff(spikes.time) < 0).any():
         found = "spike times that fall, or not a unit for each"

@@ -1,6 +1,7 @@
 """Streams of shards: the same segments, windows and batches as through the index, and nothing else."""
 
 import io
+import json
 import pickle
 import tarfile
 import threading
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sharding.augment import UnitDropoutConfig
 from sharding.errors import ConfigError, ShardError
@@ -38,6 +41,11 @@ def root(sessions, root_writer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def urls(root):
     return {s: sorted(map(str, root.root.glob(f"{s}-*.tar"))) for s in ("train", "valid", "test")}
+
+
+@pytest.fixture(scope="module")
+def decoded(urls):
+    return list(stream_segments(urls["train"]))
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +98,17 @@ def test_the_windows_of_a_pass_are_those_of_the_plan(root, urls, epoch, window_s
     streamed = list(stream_windows(stream_segments(everything), SIGNAL, Jittered(window_s, 11, epoch)))
     assert len(wanted) == plan.windows > 50
     assert_equal(streamed, wanted)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**64 - 1), st.integers(0, 10**6), st.integers(1, 1_000_000))
+def test_every_pass_has_the_windows_of_the_plan(root, decoded, seed, epoch, window_us):
+    window_us = max(window_us, 20_000)  # some thousand windows are enough
+    plan = TrainPlan(root, window_us / 1e6, seed)
+    table = plan.table(epoch * plan.windows + np.arange(plan.windows))
+    wanted = zip(root.segments.session[table.segment].tolist(), table.start_us.tolist())
+    streamed = stream_windows(decoded, SIGNAL, Jittered(window_us / 1e6, seed, epoch))
+    assert sorted((root.session_ids.index(w.session), w.window.start_us) for w in streamed) == sorted(wanted)
 
 
 @pytest.mark.parametrize(("split", "window_s", "step_s"), [("valid", 1.0, 0.5), ("test", 0.8, 0.3)])
@@ -207,15 +226,21 @@ def test_arrays_that_cannot_be_are_told(urls, tmp_path):
         ("spike_unit.npy", np.array([9999, 0], np.uint16)),
         ("spike_time.npy", np.zeros(3, np.float64)),
         ("cursor_vel.value.npy", np.zeros((2, 2), np.float32)),
+        ("json", {"start_us": 10**15}),
+        ("json", {"interval_us": []}),
+        ("json", {"interval_us": ["a", "b"]}),
     ):
         stream = io.BytesIO()
-        np.save(stream, odd)
+        if name != "json":
+            np.save(stream, odd)
         with tarfile.open(urls["valid"][0]) as old, tarfile.open(shard, "w") as new:
             for member in old:
-                data = stream.getvalue() if member.name.endswith(name) else old.extractfile(member).read()
+                data = old.extractfile(member).read()
+                if member.name.endswith(name):
+                    data = json.dumps(json.loads(data) | odd).encode() if name == "json" else stream.getvalue()
                 member.size = len(data)
                 new.addfile(member, io.BytesIO(data))
-        with pytest.raises(ShardError, match="odd.tar: segment .* holds "):
+        with pytest.raises(ShardError, match="odd.tar: (segment .* holds |cannot be read)"):
             list(stream_segments(str(shard)))
 
 
