@@ -5,6 +5,7 @@ import pickle
 from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from hypothesis import strategies as st
 
 from sharding.augment import UnitDropout, UnitDropoutConfig
 from sharding.batches import BEGIN, WHOLE
+from sharding.cache import CacheConfig
 from sharding.errors import ConfigError
+from sharding.index import ShardIndex
 from sharding.loader import LoaderConfig, LoaderState, Share, eval_loader, train_loader
 from sharding.mix import MixConfig
 from sharding.plan import EvalPlan, TrainPlan
@@ -22,6 +25,7 @@ from sharding.sampling import Sampling
 from sharding.statistics import target_statistics
 from sharding.tokens import SPIKE, UNIT_START
 from sharding.vocabulary import Vocabulary
+from tests.sharding.shard_server import ShardServer
 
 DROPOUT = UnitDropoutConfig(5, 8, 20)
 SEED = 3
@@ -272,6 +276,30 @@ def test_workers_evaluate_again_and_again(index):
     here = list(eval_loader(index, sampling_of(index), LoaderConfig(8), "test", 0.5))
     for _ in range(2):
         assert all(map(same, loader, here)) and len(list(loader)) == len(here)
+
+
+@pytest.fixture(scope="module")
+def url(index):
+    server = ShardServer({path.name: path.read_bytes() for path in Path(index.root).iterdir()})
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_root_on_a_server_gives_the_batches_of_a_folder_from_a_cache_of_two_blocks(
+    index, whole, url, tmp_path, workers
+):
+    two = 2 * max(entry["bytes"] for entry in index.meta["shards"])  # and the tables
+    assert sum(entry["bytes"] for entry in index.meta["shards"]) > 2 * two
+    cache = CacheConfig(folder=str(tmp_path), limit_gb=two / 1e9 + 1e-4)
+    remote = ShardIndex.open(url, cache=cache)
+    loader = loader_of(remote, total=24, workers=workers, **CUTS["mix"])
+    loader.load_state_dict(loader_of(index, start=LoaderState(3), total=24, **CUTS["mix"]).state_dict())
+    found = list(loader)
+    assert len(found) == 21 and all(map(same, found, whole("mix")[3:]))
+    with pytest.raises(ConfigError, match="block_shards"):  # all shards at a time would be fetched again and again
+        loader_of(remote, **CUTS["count"])
 
 
 def test_making_batches_leaves_the_models_random_stream_alone(index):

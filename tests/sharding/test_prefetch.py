@@ -19,7 +19,7 @@ import torch
 from sharding.batches import ByCount, LoaderState, Span
 from sharding.errors import ConfigError, ShardError
 from sharding.loader_workers import Handed, Workers
-from sharding.prefetch import ahead, in_turn
+from sharding.prefetch import Announced, ahead, in_turn
 
 SPANS = tuple(ByCount(100, 5).spans(LoaderState(), 12))
 
@@ -231,3 +231,43 @@ def test_large_arrays_cross_through_shared_memory_and_small_ones_by_value():
     found = list(Workers(table, 1, 2).batches(iter(SPANS[:3])))
     assert [b.tolist() for b in found] == [[0, 2], [5, 7], [10, 12]]
     assert pickle.loads(pickle.dumps(Span(1, 2, 3, 4))) == Span(1, 2, 3, 4)
+
+
+class Blocks:
+    """A plan of 100 windows an epoch in three blocks, other shards first in every other epoch."""
+
+    windows = 100
+
+    def blocks(self, epoch):
+        shards = ((0, 1), (2,), (3, 4)) if epoch % 2 == 0 else ((4, 2), (0, 3), (1,))
+        return [(epoch * 100 + first, numbers) for first, numbers in zip((0, 40, 70), shards)]
+
+
+class Files:
+    """Notes what it is told."""
+
+    def __init__(self):
+        self.told, self.room = [], None
+
+    def prefetch(self, entries):
+        self.told.append("".join(entry["file"] for entry in entries))
+
+    def check_room(self, size):
+        self.room = size
+
+
+def test_a_root_is_told_of_the_shards_of_each_block_and_the_next_before_the_first_batch_of_it():
+    files = Files()
+    announced = Announced(Blocks(), files, [{"file": name, "bytes": 10**at} for at, name in enumerate("abcde")])
+    heard = [(s.first, len(files.told)) for s in announced.passing(ByCount(100, 9).spans(LoaderState(), 22))]
+    assert files.told == ["abc", "cde", "dec", "ecad", "adb", "ba"]
+    # 11 batches of 9 an epoch: the last of a block may reach into the next, which was told of before
+    assert [first for first, _ in heard if first in (0, 45, 72, 100, 145, 172)] == [0, 45, 72, 100, 145, 172]
+    assert [told for first, told in heard if first in (0, 45, 72, 100, 145, 172)] == [1, 2, 3, 4, 5, 6]
+    files.told.clear()
+    next(announced.passing(iter([Span(0, 250, 9, 259)])))  # taken up in the middle of a block of the third epoch
+    assert files.told == ["cde"]
+    announced.check_room(0)
+    assert files.room == 11_100  # c, d and e
+    announced.check_room(130)
+    assert files.room == 11_101  # of the next epoch: a, c, d and e
