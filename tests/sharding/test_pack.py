@@ -8,7 +8,7 @@ import torch
 
 from sharding.errors import ConfigError
 from sharding.pack import pack
-from sharding.plan import train_windows
+from sharding.plan import TrainPlan
 from sharding.sampling import Sampling, SessionTables
 from sharding.statistics import target_statistics
 from sharding.tokens import SPIKE
@@ -25,8 +25,8 @@ def sampling(index):
 
 @pytest.fixture(scope="module")
 def windows(index):
-    reader, plan = Reader(index, "cursor_vel"), train_windows(index, 0, 0, 1.0)
-    return [reader.window(int(s), int(t), 1_000_000) for s, t in zip(plan.segment[:20], plan.start_us[:20])]
+    reader, table = Reader(index, "cursor_vel"), TrainPlan(index, 1.0, 0).table(np.arange(20))
+    return [reader.window(int(s), int(t), 1_000_000) for s, t in zip(table.segment, table.start_us)]
 
 
 def tensors(batch):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sharding.errors import ConfigError, ShardError
-from sharding.plan import sequential_windows, train_windows
+from sharding.plan import EvalPlan, TrainPlan
 from sharding.tokens import SPIKE, UNIT_END, UNIT_START
 from sharding.window import Reader, interval_windows
 
@@ -30,7 +30,8 @@ def slow_window(session, start_us: int, stop_us: int):
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_window_holds_what_the_session_holds(index, sessions, split):
     reader = Reader(index, "cursor_vel")
-    table = train_windows(index, 1, 0, 1.0) if split == "train" else sequential_windows(index, split, 1.0, 0.5)
+    plan = TrainPlan(index, 1.0, 1) if split == "train" else EvalPlan(index, split, 1.0, 0.5)
+    table = plan.table(np.arange(plan.windows))
     for segment, start in list(zip(table.segment.tolist(), table.start_us.tolist()))[::5]:
         window = reader.window(segment, start, 1_000_000)
         spikes, samples = slow_window(sessions[window.session], start, start + 1_000_000)
