@@ -2,8 +2,8 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from sharding.errors import ShardError
 from sharding.files import AGAIN, RootFiles
@@ -11,6 +11,7 @@ from sharding.files import AGAIN, RootFiles
 FORMAT = 2
 KIND = "spikeloom shards"
 INDEX = "index.json"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 TABLES = ("sessions", "units", "segments")
 
 
@@ -42,9 +43,13 @@ def read_meta(files: RootFiles) -> dict:
         )
     if meta.get("digest") != meta_digest(meta):
         raise ShardError(path, "was changed after it was written", AGAIN)
-    for entry in [*(meta["tables"][name] for name in TABLES), *meta["shards"]]:
-        if Path(entry["file"]).name != entry["file"]:
-            raise ShardError(path, f"names a file outside its folder, {entry['file']!r}", AGAIN)
+    try:
+        names = [entry["file"] for entry in [*(meta["tables"][name] for name in TABLES), *meta["shards"]]]
+    except (KeyError, TypeError) as error:
+        raise ShardError(path, f"does not fit format {FORMAT} ({error!r})", AGAIN) from None
+    for name in names:
+        if not _NAME.fullmatch(str(name)):
+            raise ShardError(path, f"names a file outside its folder, {name!r}", AGAIN)
     return meta
 
 

@@ -1,5 +1,6 @@
 """Sampling: what is taken of a window, and with which vocabularies, statistics and weights it is told to a model."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -60,7 +61,7 @@ class SessionTables:
         weight, evaluated = _by_phase(index, sampling)
         lengths = index.sessions.column("units")
         return SessionTables(
-            np.concatenate([sampling.units.rows(ids) for ids in index.all_unit_ids()]),
+            np.concatenate([np.zeros(0, np.int64), *_unit_rows(index, sampling.units)]),
             np.cumsum(lengths) - lengths,
             sampling.sessions.rows(index.session_ids),
             np.stack([mean for mean, _ in told]),
@@ -68,6 +69,18 @@ class SessionTables:
             weight,
             evaluated,
         )
+
+
+def _unit_rows(index: ShardIndex, units: Vocabulary) -> Iterator[np.ndarray]:
+    """Rows of the vocabulary of all units of the index in order, in runs.
+
+    Where the vocabulary lists them in the same order, as one made from this index does, none is looked up.
+    """
+    at = 0
+    for ids in index.all_unit_ids():
+        alike = list(units.ids[at : at + len(ids)]) == ids
+        yield np.arange(at + 1, at + 1 + len(ids)) if alike else units.rows(ids)
+        at += len(ids)
 
 
 def _by_phase(index: ShardIndex, sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:

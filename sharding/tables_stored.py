@@ -13,7 +13,7 @@ from pyarrow import parquet
 from sharding.errors import ShardError
 from sharding.files import AGAIN, RootFiles
 
-ROWS = 1 << 16  # of a row group: what is read to look at one of them
+ROWS = 1 << 14  # of a row group: what is read to look at one of them
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,16 @@ class StoredTable:
         bounds, done = self.edges if self.rows is None else np.searchsorted(self.rows, self.edges), 0
         with self._opened() as file:
             for group in np.flatnonzero(np.diff(bounds)).tolist():
-                table, mine = file.read_row_group(group, columns=list(columns)), slice(*bounds[group : group + 2])
+                table, mine = (
+                    file.read_row_group(group, columns=list(columns), use_threads=False),
+                    slice(*bounds[group : group + 2]),
+                )
                 if mine.stop - mine.start < len(table):
                     table = table.take(pa.array(self.rows[mine] - self.edges[group]))
                 yield done, table
                 done += len(table)
+                del table
+        pa.default_memory_pool().release_unused()  # else what was needed for reading stays with the process
 
     def read(self, columns=None) -> pa.Table:
         """These columns, or all, of every row."""

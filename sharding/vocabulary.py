@@ -36,7 +36,7 @@ class Vocabulary:
     def rows(self, ids: Iterable[str]) -> np.ndarray:
         """Rows (n,) int64 of the given names; raises ConfigError for a name that is not here."""
         try:
-            return np.array([self._row[name] for name in ids], dtype=np.int64)
+            return np.fromiter(map(self._row.__getitem__, ids), np.int64)
         except KeyError as missing:
             raise ConfigError(
                 "vocabulary",

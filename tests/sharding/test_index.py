@@ -1,6 +1,7 @@
 """ShardIndex: what is wrong with a root is told in one line; parts of it are true to their sessions."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -37,6 +38,10 @@ FAULTS = {
         root / "index.json", (root / "index.json").read_bytes().index(b"reach")
     ),
     "outside its folder": lambda root: rewrite(root, shards=[{"file": "../x.tar", "bytes": 0, "sha256": ""}]),
+    "names a file outside its folder, '..'": lambda root: rewrite(
+        root, shards=[{"file": "..", "bytes": 0, "sha256": ""}]
+    ),
+    "does not fit format 2": lambda root: rewrite(root, tables=[]),
     "train-000000.tar: is missing": lambda root: (root / "train-000000.tar").unlink(),
     "valid-000000.tar: has 5000 bytes, its index says": lambda root: (root / "valid-000000.tar").write_bytes(
         bytes(5000)
@@ -63,6 +68,16 @@ def test_a_flipped_byte_of_a_shard_is_found_by_verifying(root):
             index.verify_shards()
     with pytest.raises(ShardError, match="test-000000.tar: its sha256 is not"):
         ShardIndex.open(root, verify=True).mapped().map(2)
+
+
+def test_the_digest_tells_the_root_and_not_where_it_lies_or_how_it_is_read(root, tmp_path):
+    shutil.copytree(root, tmp_path / "copy")
+    told = {
+        ShardIndex.open(place, verify=verify).digest()
+        for place in (root, tmp_path / "copy")
+        for verify in (True, False)
+    }
+    assert len(told) == 1 and ShardIndex.open(root).limited(0.1).digest() not in told
 
 
 def test_rows_tell_the_sessions_as_they_were(index, sessions):
