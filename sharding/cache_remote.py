@@ -156,6 +156,7 @@ class CachedFiles:
                 os.replace(part, kept)
                 _sync(kept.parent)
                 remember(kept, entry, hidden(kept, "ok"))
+                self._room.touch(kept)
             except FileNotFoundError:
                 raise Trouble("its folder in the cache was removed") from None
 

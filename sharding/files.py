@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote, urlsplit
 
 from sharding.cache import CacheConfig, folder_name, is_url
 from sharding.cache_stamps import is_verified
@@ -44,8 +45,7 @@ def files_at(root, cache: CacheConfig = CacheConfig(), verify: bool = True) -> R
         from sharding.cache_remote import CachedFiles  # aiohttp: 0.3 s that a folder need not pay
 
         return CachedFiles(root, cache)
-    folder = root.removeprefix("file://") if isinstance(root, str) else root
-    return LocalFiles(folder, cache, verify)
+    return LocalFiles(unquote(urlsplit(root).path) if is_url(root) else root, cache, verify)
 
 
 class LocalFiles:

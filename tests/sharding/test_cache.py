@@ -4,15 +4,19 @@ import base64
 import logging
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sharding.cache import CacheConfig, is_url
 from sharding.cache_room import Room, hidden, kept_name, parts_of
@@ -183,11 +187,34 @@ def test_the_least_recently_used_make_room_over_all_roots(server, cache):
     a, b, c, d = server.entries[:4]
     for files, entry in ((one, a), (other, b), (one, c), (one, a), (one, d)):  # a is used again
         files.path(entry)
-        time.sleep(0.01)  # the clock of files ticks slowly
     assert here(cache) == names([a, c, d])
     assert not list(Path(cache.folder).glob(f"roots/*/.{kept_name(b)}.ok"))
     assert other.path(b).read_bytes() == server.files[b["file"]]  # and comes again
     assert here(cache) == names([a, b, d])
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(asked=st.lists(st.integers(0, 5), min_size=5, max_size=20), limit=st.integers(1, 5))
+def test_the_cache_holds_what_was_used_last(cache, asked, limit):
+    shutil.rmtree(cache.folder, ignore_errors=True)
+    bodies, entries = shard_files(6, SIZE)
+    for name, body in bodies.items():
+        fsspec.filesystem("memory").pipe_file(f"/lru/{name}", body)
+    files, held = files_at("memory://lru", limited(cache, limit + 0.5)), OrderedDict()
+    for number in asked:
+        assert files.path(entries[number]).read_bytes() == bodies[entries[number]["file"]]
+        held[number] = None
+        held.move_to_end(number)
+        if len(held) > limit:
+            held.popitem(last=False)
+        assert here(cache) == names(entries[number] for number in sorted(held))
+
+
+def test_headers_that_fsspec_is_told_of_are_sent(server, cache, monkeypatch):
+    told = {"client_kwargs": {"headers": {"Authorization": "Bearer abc"}}}  # FSSPEC_HTTP, or a file of its settings
+    monkeypatch.setitem(fsspec.config.conf, "http", told)
+    files_at(server.url, cache).path(server.entries[0])
+    assert server.headers[0]["Authorization"] == "Bearer abc"
 
 
 def test_a_limit_that_cannot_be_kept_is_told_beforehand(server, cache, monkeypatch):

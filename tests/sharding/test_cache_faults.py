@@ -213,7 +213,7 @@ def test_s3_that_stalls_is_tried_again(server, cache, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url.removesuffix("/root"))
     entry = server.entries[0]
     server.faults[entry["file"]].append(Fault(stall=SIZE // 2))
-    slow = CacheConfig(cache.folder, stall_s=1.5, patience_s=5)  # making a client takes half a second
+    slow = CacheConfig(cache.folder, stall_s=1, patience_s=5)  # making a client takes half a second
     assert files_at("s3://bucket/root", slow).path(entry).read_bytes() == server.files[entry["file"]]
     server.always[server.entries[1]["file"]] = Fault(status=403)
     with pytest.raises(ShardError, match="s3://bucket/root/train-000001.tar: the server refuses it"):

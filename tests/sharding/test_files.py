@@ -27,7 +27,7 @@ def cache(tmp_path) -> CacheConfig:
 def root(tmp_path):
     """A folder of files, and their entries."""
     files, entries = shard_files()
-    folder = tmp_path / "root"
+    folder = tmp_path / "root of %shards"
     folder.mkdir()
     for name, body in files.items():
         (folder / name).write_bytes(body)
@@ -52,7 +52,7 @@ def flip(path: Path, at: int = 777) -> None:
         stream.write(bytes([byte ^ 1]))
 
 
-@pytest.mark.parametrize("kind", [str, Path, lambda folder: f"file://{folder}"])
+@pytest.mark.parametrize("kind", [str, Path, Path.as_uri])
 def test_a_folder_gives_its_own_files(root, cache, kind):
     folder, entries = root
     files = files_at(kind(folder), cache)
@@ -149,6 +149,13 @@ def test_without_a_cache_folder_each_process_reads_once_and_says_so_once(root, t
                 files_at(folder, cache).path(entry)
     assert len(digests) == len(entries)
     assert len(caplog.messages) == 1 and "cannot be written to (Not a directory)" in caplog.messages[0]
+
+
+def test_a_long_reading_is_told_once(root, cache, digests, caplog, monkeypatch):
+    monkeypatch.setattr(cache_stamps, "_LONG_S", -1.0)
+    for entry in root[1]:
+        files_at(root[0], cache).path(entry)
+    assert len(caplog.messages) == 1 and "compared with their sha256 before their first use" in caplog.messages[0]
 
 
 def test_without_verifying_nothing_is_read(root, cache, digests):
