@@ -197,18 +197,6 @@ class EvalPlan:
         return self._stretches.table(place, interval, np.minimum(nth * self._step, self._room[interval]))
 
 
-def train_windows(index: ShardIndex, seed: int, epoch: int, window_s: float) -> WindowTable:
-    """The windows of an epoch."""
-    plan = TrainPlan(index, window_s, seed)
-    return plan.table(epoch * plan.windows + np.arange(plan.windows))
-
-
-def sequential_windows(index: ShardIndex, split: str, window_s: float, step_s: float) -> WindowTable:
-    """All windows of an EvalPlan."""
-    plan = EvalPlan(index, split, window_s, step_s)
-    return plan.table(np.arange(plan.windows))
-
-
 def windows_per_epoch(index: ShardIndex, window_s: float) -> int:
     """Training windows of every epoch: floor(length / window), summed over the contiguous train intervals."""
     intervals = index.segments.intervals("train")
