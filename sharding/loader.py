@@ -4,6 +4,7 @@ integers."""
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -17,7 +18,7 @@ from sharding.index import ShardIndex
 from sharding.loader_workers import Workers
 from sharding.maker import BatchMaker
 from sharding.mix import MixConfig
-from sharding.plan import EvalPlan, TrainPlan
+from sharding.plan import EvalPlan, TrainPlan, WindowTable
 from sharding.prefetch import Announced, ahead, in_turn
 from sharding.sampling import Sampling
 
@@ -86,13 +87,13 @@ def train_loader(
     cut = _cut(plan.windows, config, make.tokens)
     announced = Announced(plan, index.files, index.meta["shards"])
     announced.check_room(cut.state(start).place)
-    sequence = Sequence(cut, announced, total_batches, fingerprint(index, sampling, config, seed))
+    sequence = GlobalBatches(cut, announced, total_batches, fingerprint(index, sampling, config, seed))
     return TrainLoader(make, sequence, config, start)
 
 
 @dataclass(frozen=True)
-class Sequence:
-    """The global batches of a run."""
+class GlobalBatches:
+    """Those of a run, one after another; what all ranks and workers have in common."""
 
     cut: Cut
     announced: Announced
@@ -107,16 +108,17 @@ class Sequence:
 class TrainLoader:
     """Iterating goes on from the state, which counts the batches handed over, never those made ahead of them."""
 
-    def __init__(self, make: "Shares", sequence: Sequence, config: LoaderConfig, start: LoaderState):
+    def __init__(self, make: "Shares", sequence: GlobalBatches, config: LoaderConfig, start: LoaderState):
         self._make, self._sequence, self._config = make, sequence, config
         self.epoch_windows = make.plan.windows
         self.state = sequence.cut.state(start)
 
     def __iter__(self) -> Iterator[Batch]:
         workers = min(self._config.workers, max(self._sequence.total - self.state.batch, 0))
-        for batch in _made(self._make, self._sequence.spans(self.state), workers, self._config.prefetch):
-            self.state = LoaderState(batch.number + 1, batch.stop)
-            yield batch
+        with closing(_made(self._make, self._sequence.spans(self.state), workers, self._config.prefetch)) as batches:
+            for batch in batches:
+                self.state = LoaderState(batch.number + 1, batch.stop)
+                yield batch
 
     def state_dict(self, state: LoaderState | None = None) -> dict[str, int]:
         """What load_state_dict() takes, three integers; of another state where one is given."""
@@ -154,7 +156,10 @@ class EvalLoader:
 
     def __init__(self, make: "Strides", cut: Cut, config: LoaderConfig):
         self._make, self._cut, self._config = make, cut, config
-        self._workers = Workers(make, min(config.workers, len(self)), config.prefetch, keep=True)
+
+    @cached_property
+    def _workers(self) -> Workers:
+        return Workers(self._make, min(self._config.workers, len(self)), self._config.prefetch, keep=True)
 
     @cached_property
     def spans(self) -> list[Span]:
@@ -192,10 +197,11 @@ class Shares:
     share: Share
 
     def __call__(self, span: Span) -> Batch:
-        places = span.places
+        table = self.plan.table(span.places)
         if self.share.of > 1:
-            places = places[share_of(self.tokens(places), self.share)]
-        return self.maker.batch(self.plan.table(places), span.number, span.stop)
+            mine = share_of(self.maker.expected_tokens(table), self.share)
+            table = WindowTable(table.place[mine], table.segment[mine], table.start_us[mine])
+        return self.maker.batch(table, span.number, span.stop)
 
     def tokens(self, places: np.ndarray) -> np.ndarray:
         """Expected tokens (n,) of the windows at places."""

@@ -1,12 +1,14 @@
 """Pretraining: it learns, resumes bit by bit, keeps the best weights, and refuses what cannot be meant."""
 
 import csv
+import gc
 import json
 import pickle
 import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 
@@ -83,6 +85,8 @@ def cut_at(config, step, monkeypatch):
         patch.setattr(DecodingModule, "training_step", cut)
         with pytest.raises(Cut):
             pretrain(config)
+    gc.collect()
+    assert not [thread for thread in threading.enumerate() if thread.name == "batches ahead"]
 
 
 def without_time(run):
