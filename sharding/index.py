@@ -21,7 +21,7 @@ from sharding.index_meta import FORMAT, Refused, read_meta
 from sharding.mapped import MappedShards
 from sharding.tables import SEGMENT_SCHEMA, UNIT_SCHEMA, SegmentTable, SessionTable, UnitTable
 from sharding.tables_rows import SESSION_SCHEMA, SessionRow
-from sharding.tables_stored import StoredTable, check_digest
+from sharding.tables_stored import StoredTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,11 +179,6 @@ class ShardIndex:
             "phases": self.sessions.names("phases"),
             "format": self.meta["format"],
         }
-
-    def verify_shards(self) -> None:
-        """Read every shard and compare it with its sha256; raises ShardError."""
-        for entry in self.meta["shards"]:
-            check_digest(self.files.path(entry), entry)
 
     def _check_sizes(self) -> None:
         """Raise ShardError where a local shard is missing or cut short."""

@@ -228,12 +228,6 @@ class SegmentTable:
             self.columns.update(self.stored.numbers([name]))
         return self.columns[name]
 
-    def codes(self, name: str, names) -> np.ndarray:
-        """The shard of each segment as row (n,) int64 of `names`; -1 where it is none of them."""
-        assert name == "shard"
-        number = {text: n for n, text in enumerate(names)}
-        return np.array([number.get(entry["file"], -1) for entry in self.shards], np.int64)[self.shard]
-
     @property
     def start_us(self) -> np.ndarray:
         return self.column("start_us")

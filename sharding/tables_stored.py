@@ -31,7 +31,7 @@ class StoredTable:
         """All rows of a table, compared with its sha256; raises ShardError for one that is not what it should be."""
         table = StoredTable(files, entry, schema, np.zeros(1, np.int64))
         path = files.path(entry)
-        check_digest(path, entry)
+        _check_digest(path, entry)
         with table._opened() as file:
             if not file.schema_arrow.equals(schema):
                 raise ShardError(path, "its columns are not those of this format", AGAIN)
@@ -95,7 +95,7 @@ class StoredTable:
             raise ShardError(path, f"cannot be read ({str(error).splitlines()[0]})", AGAIN) from None
 
 
-def check_digest(path: Path, entry: dict) -> None:
+def _check_digest(path: Path, entry: dict) -> None:
     """Raise ShardError where a file is not the one that index.json tells of."""
     try:
         with open(path, "rb") as stream:

@@ -63,11 +63,10 @@ def test_opening_tells_what_is_wrong_in_one_line(root, found):
 
 def test_a_flipped_byte_of_a_shard_is_found_by_verifying(root):
     change(root / "test-000000.tar", 9000)
-    for index in (ShardIndex.open(root), ShardIndex.open(root, verify=True)):
-        with pytest.raises(ShardError, match="test-000000.tar: its sha256 is not"):
-            index.verify_shards()
+    shards = ShardIndex.open(root, verify=True).mapped()
+    shards.map(0)
     with pytest.raises(ShardError, match="test-000000.tar: its sha256 is not"):
-        ShardIndex.open(root, verify=True).mapped().map(2)
+        shards.map(2)
 
 
 def test_the_digest_tells_the_root_and_not_where_it_lies_or_how_it_is_read(root, tmp_path):

@@ -171,7 +171,7 @@ def test_a_shard_cut_short_while_it_is_mapped_is_told(sessions, root_writer, tmp
 def overwritten(root: Path, index: ShardIndex, member: str, position: int, number) -> None:
     """One number of the first segment's array written over, in the shard's file."""
     first, _ = index.segments.member(member)
-    name = index.meta["shards"][int(index.segments.codes("shard", [e["file"] for e in index.meta["shards"]])[0])]
+    name = index.meta["shards"][int(index.segments.shard[0])]
     with open(root / name["file"], "r+b") as file:
         file.seek(int(first[0]) + position * number.nbytes)
         file.write(number.tobytes())
