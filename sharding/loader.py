@@ -38,7 +38,7 @@ class LoaderConfig:
     workers: int = 0
     "processes that make batches; 0 makes them in the training process"
     prefetch: int = 2
-    "batches made ahead, by a thread of the training process or by each worker; 0 makes each when it is asked for"
+    "batches made ahead, by a thread of the training process or by each worker; 0 makes each when asked (workers: 1)"
     unit_dropout: UnitDropoutConfig | None = None
     "how many units of a training window are kept; null keeps all"
     mix: MixConfig | None = None

@@ -1,7 +1,10 @@
 """Loaders: the stream of global batches is one sequence, whoever makes it, however it is shared and wherever it stops."""
 
 import json
+import multiprocessing
+import os
 import pickle
+import signal
 from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache
@@ -152,6 +155,19 @@ def test_workers_give_the_batches_of_none_from_any_batch_on(index, whole, cut, w
     assert len(found) == 8
     for shares, expected in zip(found, whole(cut)[5:]):
         assert_union(shares, expected)
+
+
+def test_workers_killed_in_the_middle_of_a_training_change_no_batch(index, whole, monkeypatch, caplog):
+    looking = torch.utils.data.dataloader._MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(looking, "__defaults__", (0.3,))  # s between looks whether workers live; 5 is long for a test
+    loader, found = loader_of(index, total=24, workers=2, **CUTS["tokens"]), []
+    for batch in loader:
+        found.append(batch)
+        assert loader.state == LoaderState(len(found), batch.stop)
+        if len(found) in (3, 14):
+            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    assert len(found) == 24 and all(map(same, found, whole("tokens")))
+    assert [record.name for record in caplog.records] == ["spikeloom"] * 2
 
 
 def test_the_state_of_any_batch_can_be_saved_later_from_the_batch_alone(index, whole):
