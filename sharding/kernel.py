@@ -315,10 +315,8 @@ def sieved(time, unit, first, kept, rows, out_time, out_unit):
 @compiled
 def choose(kept, place, dropout):
     """Mark the units kept of all len(kept) in a window, as UnitDropout.kept; how many."""
-    units, wanted = len(kept), len(kept)
+    units, wanted = len(kept), kept_count(len(kept), place, dropout)
     low, high = np.uint64(place) & MASK, np.uint64(place) >> SHIFT
-    if dropout.on and units > dropout.bounds[0]:
-        wanted = min(units, int(np.floor(drawn(low, high, dropout))))
     if wanted == units:
         kept[:] = 1
         return units
@@ -330,6 +328,22 @@ def choose(kept, place, dropout):
             kept[u] = chosen
             left -= np.uint64(chosen)
     return wanted
+
+
+@compiled
+def kept_counts(units, place, dropout):
+    """(n,) int64: how many of the units (n,) are kept in windows at these places (n,), as UnitDropout.counts."""
+    out = np.empty(len(units), np.int64)
+    for b in range(len(units)):
+        out[b] = kept_count(units[b], place[b], dropout)
+    return out
+
+
+@compiled
+def kept_count(units, place, dropout):
+    if not dropout.on or units <= dropout.bounds[0]:
+        return units
+    return min(units, int(np.floor(drawn(np.uint64(place) & MASK, np.uint64(place) >> SHIFT, dropout))))
 
 
 @compiled

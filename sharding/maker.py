@@ -67,11 +67,18 @@ class BatchMaker:
         """(n,) int64: tokens of each window, told from the index alone: marks exactly, spikes by the segment's rate."""
         row = self.reader.segments[windows.segment]
         units = self.reader.units[row["session"]]
-        kept = units if self.dropout is None else self.dropout.counts(units, self.seed, windows.place)
+        kept = self._kept(units, np.array(windows.place, np.int64))
         carried = row["carry_us"] - row["start_us"]
         covered = np.minimum(windows.start_us + self.length_us, row["carry_us"]) - windows.start_us
         share = covered / np.maximum(carried, 1) * kept / np.maximum(units, 1)
         return 2 * kept + np.rint(row["spikes"] * share).astype(np.int64)
+
+    def _kept(self, units: np.ndarray, place: np.ndarray) -> np.ndarray:
+        if self.dropout is None:
+            return units
+        if self.compiled and kernel is not None:
+            return kernel.kept_counts(units, place, self._dropout)
+        return self.dropout.counts(units, self.seed, place)
 
     def _window(self, place: int, segment: int, start_us: int):
         window = self.reader.window(segment, start_us, self.length_us)

@@ -143,8 +143,9 @@ def test_a_maker_makes_the_same_batches_in_another_process_from_read_only_arrays
 def test_expected_tokens_count_marks_exactly_and_spikes_by_their_rate(index):
     table = train_table(index, epochs=8)
     for dropout in (None, DROPOUT):
-        maker = BatchMaker(index, sampling_of(index), 5, dropout)
+        maker, plain = both(index, dropout)
         expected, batch = maker.expected_tokens(table), maker.batch(table)
+        np.testing.assert_array_equal(plain.expected_tokens(table), expected)
         assert expected.dtype == np.int64
         marks = torch.stack([(k == UNIT_START).sum() for k in batch.token_kind_S.split(batch.token_length_B.tolist())])
         assert (expected >= 2 * marks.numpy()).all()
