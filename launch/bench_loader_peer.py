@@ -29,8 +29,8 @@ BRAINSET, READOUT = "bench", "cursor_velocity_2d"
 WARM_BATCHES = 2  # and as many as stand ready in the workers' queues
 
 
-def stored(folder: Path, job: dict) -> Path:
-    """The sessions as torch_brain reads them, and the YAML (here JSON, which is YAML) that selects them."""
+def stored(folder: Path, job: dict) -> list[dict]:
+    """The sessions as torch_brain reads them; returns what selects and configures them."""
     (folder / BRAINSET).mkdir(exist_ok=True)
     chosen = []
     for session in job["sessions"]:
@@ -52,15 +52,19 @@ def stored(folder: Path, job: dict) -> Path:
             data.save(path)
         readout = {"readout_id": READOUT, "normalize_mean": session["mean"], "normalize_std": session["scale"]}
         chosen.append({"selection": [{"brainset": BRAINSET, "session": name}], "config": {"readout": readout}})
-    (folder / "sessions.yaml").write_text(json.dumps(chosen), encoding="utf-8")
-    return folder / "sessions.yaml"
+    return chosen
 
 
 def endless(folder: Path, job: dict, workers: int):
     """Batches as POYO's example makes them, epoch after epoch."""
     low, mode, high = job["unit_dropout"]
-    dataset = Dataset(str(folder), config=str(stored(folder, job)), split="train")
+    chosen, config = stored(folder, job), folder / "sessions.yaml"
+    config.write_text(json.dumps(chosen), encoding="utf-8")  # JSON is YAML
+    dataset = Dataset(str(folder), config=str(config), split="train")
     dataset.disable_data_leakage_check()
+    # POYO's example hands its settings over as plain containers; those of a file stay OmegaConf's, which are far slower.
+    for recording, entry in zip(dataset.recording_dict.values(), chosen, strict=True):
+        recording["config"] = entry["config"]
     model = POYO(
         sequence_length=job["window_s"],
         readout_spec=MODALITY_REGISTRY[READOUT],
@@ -103,6 +107,7 @@ def watch(batches, workers: int, limit_s: float) -> dict:
 
 
 def main(folder: Path) -> None:
+    torch.set_num_threads(1)  # its tensors are small: with more, threads wait for each other (650 windows/s became 350)
     job, running = json.loads((folder / "job.json").read_text(encoding="utf-8")), {}
     for line in sys.stdin:
         workers, limit_s = int(line.split()[0]), float(line.split()[1])
