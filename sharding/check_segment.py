@@ -14,7 +14,7 @@ from sharding.segment import PHASE, SIGNAL_ARRAYS, TIME, UNIT, VALUE, WIDE_UNIT
 
 # As numpy writes format 1.0, which is all that shards hold: magic, length of the header, a dict of three entries.
 HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00.{2}\{'descr': '([^']+)', 'fortran_order': False, 'shape': \((\d*(?:, ?\d+)*),?\), \} *\n",
+    rb"\x93NUMPY\x01\x00.{2}\{'descr': '([^']+)', 'fortran_order': False, 'shape': \((\d{1,18}(?:, \d{1,18})?),?\), \} *\n",
     re.DOTALL,
 )
 
@@ -69,7 +69,7 @@ def _told_faults(text: bytes, row: dict, facts: SessionFacts) -> Iterator[str]:
     wanted |= {"units": list(facts.unit_ids), "signals": sorted(facts.dims)}
     try:
         told = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         yield "its json cannot be read"
         return
     if not isinstance(told, dict) or told.keys() != wanted.keys():
@@ -86,7 +86,7 @@ def _array(data: mmap.mmap, offset: int, size: int, array_bytes: int, dtype: np.
     if not match:
         return "has no npy header"
     text, numbers = match[1].decode("latin1"), match[2].decode()
-    shape = tuple(int(number) for number in numbers.split(",") if number.strip())
+    shape = tuple(map(int, numbers.split(",")))
     if text != dtype.str or len(shape) != (2 if dims else 1) or (dims and shape[1] != dims):
         return f"is {text} {shape}, wanted is {dtype.str} {(f'(n, {dims})' if dims else '(n,)')}"
     begin = match.end()

@@ -118,7 +118,7 @@ def _walked(data: mmap.mmap) -> tuple[dict[str, tuple[int, int]], str]:
         except tarfile.HeaderError as error:
             return members, f"is no tar from byte {at} on ({error})"
         at += tarfile.BLOCKSIZE
-        if not member.isreg() or member.name in members or at + member.size > len(data):
+        if not member.isreg() or member.name in members or not 0 <= member.size <= len(data) - at:
             return members, f"is no tar of ours from byte {at} on (member {member.name!r} of {member.size} bytes)"
         members[member.name] = (at, member.size)
         at += member.size + -member.size % tarfile.BLOCKSIZE

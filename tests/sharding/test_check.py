@@ -176,7 +176,7 @@ def test_a_root_on_a_server_is_checked_as_one_in_a_folder(good, tmp_path):
 # ------------------------------------------------------------------------------------------------ bytes
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.data())
 def test_any_flipped_byte_of_any_shard_is_found(good, data):
     path = data.draw(st.sampled_from(sorted(good.glob("*.tar"))))
@@ -245,6 +245,19 @@ def test_a_header_of_a_wrong_checksum(root):
     path.write_bytes(data)
     retell(root, path.name)
     assert one(root).startswith(f"{path.name}: is no tar from byte 0 on")
+
+
+@pytest.mark.parametrize("size", [-1024, 2**40])
+def test_a_header_that_leads_out_of_the_file_or_back(root, size):
+    path, row = root / "train-000000.tar", segments(root)[0]
+    data = bytearray(path.read_bytes())
+    header = row["offset"][1] - tarfile.BLOCKSIZE
+    member = tarfile.TarInfo.frombuf(data[header : header + 512], "utf-8", "strict")
+    member.size = size
+    data[header : header + 512] = member.tobuf(tarfile.GNU_FORMAT)[:512]
+    path.write_bytes(data)
+    retell(root, path.name)
+    assert f"is no tar of ours from byte {row['offset'][1]} on" in one(root)
 
 
 def test_a_member_that_no_segment_names(root):
