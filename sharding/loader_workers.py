@@ -11,17 +11,18 @@ from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sharding.batch import Batch
 from sharding.batches import Span
 from sharding.errors import MendableError, ShardError
+from sharding.loader_slots import Laid, Slots, Taken
 
 LOG = logging.getLogger("spikeloom")
 DEATHS = 3  # of workers, one after another without a batch between, before we give up
 LARGE = 1 << 16  # bytes from which an array goes through shared memory
 ALIGNED = 64  # bytes; arrays begin at multiples of it there
-DEATH = re.compile(r"DataLoader worker \(pid|Pin memory thread exited")
+DEATH = re.compile(r"DataLoader worker \(pid")
 BROKEN = ConnectionError, EOFError, FileNotFoundError  # a batch that lay in a worker when it died cannot be fetched
 
 
@@ -32,6 +33,7 @@ class Workers:
         self._make, self._count, self._depth, self._keep = make, count, depth, keep
         self._spans: Iterator[Span] = iter(())  # what the workers are given next
         self._loader = self._making = None
+        self._taken = Taken()
 
     def batches(self, spans: Iterator[Span]) -> Iterator[Batch]:
         """The batches of the spans, in order; what fails in a worker is raised here.
@@ -58,13 +60,13 @@ class Workers:
                 if not finished:
                     deaths = 0
                     sent.popleft()
-                    yield made
+                    yield self._taken.batch(made) if isinstance(made, Laid) else made
         finally:
             self._making = None if finished else self._making
             if not (finished and self._keep):
                 self._stop()
 
-    def _next(self, spans: Iterator[Span], sent: deque[Span]) -> Batch | MendableError | None:
+    def _next(self, spans: Iterator[Span], sent: deque[Span]) -> Laid | MendableError | None:
         """What the workers hand over next, None at the end; `sent` notes the spans that they were given."""
         if self._making is None:
             self._spans = _noted(spans, sent)
@@ -73,15 +75,15 @@ class Workers:
         return next(self._making, None)
 
     def _started(self) -> DataLoader:
+        self._taken = Taken()
         return DataLoader(
-            Handed(_Served(self._make)),
+            Handed(_Served(self._make, max(self._depth, 1) + 2)),
             batch_size=None,
             sampler=_Given(self),
             num_workers=self._count,
             prefetch_factor=max(self._depth, 1),
             persistent_workers=self._keep,
             multiprocessing_context=_process_context(),
-            pin_memory=torch.cuda.is_available(),
             generator=torch.Generator().manual_seed(0),  # its own, to leave the model's random stream alone
         )
 
@@ -131,14 +133,19 @@ def _taken(pickled: bytes, layout: tuple, shared: torch.Tensor):
 class _Served(Dataset):
     """What a worker runs; an error that the user can mend is handed over whole, not as torch would tell it."""
 
-    def __init__(self, make: Callable[[Span], Batch]):
-        self.make = make
+    def __init__(self, make: Callable[[Span], Batch], slots: int):
+        self._make, self._count, self._slots = make, slots, None
 
-    def __getitem__(self, span: Span) -> Batch | MendableError:
+    def __getitem__(self, span: Span) -> Laid | MendableError:
         try:
-            return self.make(span)
+            made = self._make(span)
         except MendableError as error:
             return error
+        if not isinstance(made, Batch):
+            return made
+        if self._slots is None:
+            self._slots = Slots(get_worker_info().id, self._count)
+        return self._slots.laid(made)
 
 
 class _Given:
