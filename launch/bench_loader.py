@@ -111,7 +111,7 @@ def _named(whose: str, workers: int) -> str:
 
 
 def _ours(bench: LoaderBench, stack: ExitStack, **settings) -> Callable[[], Watched]:
-    config = replace(bench.loader, **{"workers": 0, "unit_dropout": bench.dropout, **settings})
+    config = replace(bench.loader, **{"workers": 0, "batch_tokens": 0, "unit_dropout": bench.dropout, **settings})
     batches = iter(train_loader(bench.index, bench.sampling, config, seed=0, total_batches=ENDLESS))
     stack.callback(batches.close)
     return _look(batches, bench.seconds, _sizes, ready=config.prefetch * max(config.workers, 1))
