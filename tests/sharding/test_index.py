@@ -5,10 +5,14 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sharding.errors import ConfigError, ShardError
 from sharding.index import ShardIndex
+from sharding.index_limit import clipped
 from sharding.index_meta import meta_digest
+from tests.sharding.simulated import SECOND, simulated_index
 
 
 @pytest.fixture
@@ -164,6 +168,40 @@ def test_a_limited_index_holds_the_first_minutes_of_train_and_all_else(index, se
     )
     with pytest.raises(ConfigError, match="train_minutes"):
         index.limited(0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(1, 400))
+def test_clipping_equals_walking_through_the_intervals_one_by_one(index, data, limit_s):
+    lengths = st.lists(st.integers(1, 300), max_size=4)
+    rows = []
+    for session in range(data.draw(st.integers(1, 5))):
+        at = data.draw(st.integers(0, 100))
+        for split in range(3):
+            for length in data.draw(lengths):
+                rows.append((session, split, at * SECOND, (at + length) * SECOND))
+                at += length + 1
+    names = [f"made/{n}" for n in range(5)]
+    whole = simulated_index(index, names, np.array(rows, np.int64).reshape(-1, 4), segment_us=70 * SECOND).segments
+    part, shorter = clipped(whole, limit_s * SECOND)
+    expected, left, ends = [], [limit_s * SECOND] * 5, {}
+    for session, split, number, start, stop, first, last in walked(whole):
+        if split == 0:
+            if (session, number) not in ends:
+                ends[session, number] = start + min(stop - start, left[session])
+                left[session] -= ends[session, number] - start
+            stop = ends[session, number]
+        if first < stop:
+            expected.append((session, split, number, start, stop, first, min(last, stop)))
+    assert walked(part) == expected
+    owned = {(row[0], row[1], row[5]): row[6] for row in walked(whole)}
+    assert shorter.tolist() == [n for n, row in enumerate(expected) if owned[row[0], row[1], row[5]] != row[6]]
+
+
+def walked(segments):
+    names = ("interval", "interval_start_us", "interval_stop_us", "start_us", "stop_us")
+    columns = [segments.session, segments.split, *map(segments.column, names)]
+    return list(zip(*(column.tolist() for column in columns)))
 
 
 def spikes_of_first(session, left: float) -> int:
