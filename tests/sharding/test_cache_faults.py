@@ -1,6 +1,7 @@
 """Servers that fail, disks that fill, processes that die: a clear line or a silent recovery, never wrong bytes or a hang."""
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sharding.cache import CacheConfig
+from sharding.cache_fetch import Server
 from sharding.errors import ShardError
 from sharding.files import files_at
 from tests.sharding.shard_server import Fault, ShardServer, entry_of, shard_files, until
@@ -66,6 +68,7 @@ def fetching(server, cache, entry, repository, **words):
     server.faults[entry["file"]].append(Fault(stall=SIZE // 2))
     code = f"""
 from sharding.cache import CacheConfig
+from sharding.cache_fetch import Server
 from sharding.files import files_at
 files_at({server.url!r}, CacheConfig({cache.folder!r}, stall_s=100)).path({entry!r})
 """
@@ -283,6 +286,7 @@ DISK = """
 import os, sys, threading, time
 from pathlib import Path
 from sharding.cache import CacheConfig
+from sharding.cache_fetch import Server
 from sharding.errors import ShardError
 from sharding.files import files_at
 
@@ -332,6 +336,7 @@ def test_a_disk_smaller_than_the_limit_evicts(server, tmp_path, repository):
     server.entries = [entry_of(name, body) for name, body in server.files.items()]
     code = "for entry in entries:\n    files.path(entry); time.sleep(0.02)\nprint(*here())"
     assert on_a_small_disk(server, tmp_path, repository, code) == ["2 3 4 5"]
+    assert sorted(server.asked) == sorted(server.files)  # room is made before, not by a failure in the middle
 
 
 def test_a_disk_that_fills_in_the_middle(server, tmp_path, repository):
@@ -359,11 +364,35 @@ print(*here(), len(list(folder.rglob("*.part"))))
     assert "cache: its disk is full (" in told and "free some space, or set cache.folder to a larger disk" in told
 
 
+def test_a_quota_that_no_statistics_tell_evicts_and_tries_once_more(server, cache, monkeypatch):
+    real = Server.transfer
+
+    def within_quota(self, name, into, most, stop):
+        if sum(path.stat().st_size for path in whole(cache)) + most > 2.5 * SIZE:
+            raise OSError(errno.EDQUOT, "Disk quota exceeded")
+        real(self, name, into, most, stop)
+
+    monkeypatch.setattr(Server, "transfer", within_quota)
+    files = files_at(server.url, cache)
+    for entry in server.entries:
+        assert files.path(entry).read_bytes() == server.files[entry["file"]]
+    assert [path.name.split(".")[0] for path in whole(cache)] == ["train-000002", "train-000003"]
+
+
+def test_a_body_without_end_is_not_taken(server, cache):
+    entry = server.entries[0]
+    server.faults[entry["file"]].append(Fault(body=b"long" * SIZE, stall=2 * SIZE))
+    began = time.monotonic()
+    assert files_at(server.url, cache).path(entry).read_bytes() == server.files[entry["file"]]
+    assert time.monotonic() - began < 8  # not for the ten seconds of a stall
+
+
 def test_a_file_that_the_system_does_not_let_grow(server, cache, repository):
     """RLIMIT_FSIZE stands in for a quota, where there is no small disk: the kernel refuses in the middle of a file."""
     code = f"""
 import resource
 from sharding.cache import CacheConfig
+from sharding.cache_fetch import Server
 from sharding.errors import ShardError
 from sharding.files import files_at
 resource.setrlimit(resource.RLIMIT_FSIZE, ({SIZE // 2}, {SIZE // 2}))
