@@ -20,7 +20,7 @@ from sharding.window import FALLING, KINDS, REPEATED, UNKNOWN_PHASE, UNKNOWN_UNI
 try:
     from sharding import kernel
 except ImportError as missing:  # such as a numpy that is newer than Numba knows
-    logging.getLogger("spikeloom").warning("batches are made without Numba, several times slower (%s)", missing)
+    logging.getLogger("spikeloom").warning("batches are made without Numba, many times slower (%s)", missing)
     kernel = None
 else:
     DAMAGES = {
@@ -107,7 +107,7 @@ class BatchMaker:
                 asked, held = self._asked(windows, part)
             damage, at, begin = kernel.fill(asked, self._known, found, out, KINDS, begin)
             self._refuse(damage, windows.segment[part], at)
-        del held
+        del held  # the addresses were good until here
         return batch
 
     @staticmethod
@@ -132,8 +132,7 @@ class BatchMaker:
 
     @cached_property
     def _known(self):
-        arrays = {name: getattr(self.tables, name) for name in kernel.Known._fields if hasattr(self.tables, name)}
-        arrays |= {"units": self.reader.units, "phases": self.reader.phases}
+        arrays = {"units": self.reader.units, "phases": self.reader.phases, **vars(self.tables)}
         # compiled code is made for read-only arrays or for others; those that came from another process are read-only
         return kernel.Known(**{name: _read_only(array) for name, array in arrays.items()})
 

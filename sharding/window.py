@@ -88,7 +88,7 @@ class Reader:
         session, spikes, samples = int(row["session"]), int(row["spikes"]), int(row["samples"])
         dims, units = int(self.dims[session]), int(self.units[session])
         first = start_us - int(row["start_us"])
-        stop = min(first + length_us, int(row["carry_us"] - row["start_us"]))
+        stop = max(first, min(first + length_us, int(row["carry_us"] - row["start_us"])))
         mapped = self.shard(int(row["shard"]))
 
         def array(name: str, dtype: np.dtype, count: int) -> np.ndarray:

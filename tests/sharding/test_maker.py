@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,6 +141,15 @@ def test_a_maker_makes_the_same_batches_in_another_process_from_read_only_arrays
     assert len(told) < 100_000
 
 
+def test_threads_share_a_maker(index):
+    maker, table = BatchMaker(index, sampling_of(index), 1, DROPOUT), train_table(index)
+    parts = [rows(table, slice(first, first + 8)) for first in range(0, len(table), 8)]
+    expected = [maker.batch(part) for part in parts]
+    with ThreadPoolExecutor(4) as threads:
+        for one, other in zip(threads.map(BatchMaker(index, sampling_of(index), 1, DROPOUT).batch, parts), expected):
+            assert_same(one, other)
+
+
 def test_expected_tokens_count_marks_exactly_and_spikes_by_their_rate(index):
     table = train_table(index, epochs=8)
     for dropout in (None, DROPOUT):
@@ -257,7 +267,7 @@ def test_without_numba_the_batches_are_the_same_and_it_is_told_once(index, tmp_p
     )
     assert found.returncode == 0, found.stderr
     assert found.stderr.splitlines() == [
-        "batches are made without Numba, several times slower (Numba needs NumPy 2.3 or less)"
+        "batches are made without Numba, many times slower (Numba needs NumPy 2.3 or less)"
     ]
     np.testing.assert_array_equal(
         pickle.loads((tmp_path / "time.pickle").read_bytes()), maker.batch(table).token_time_S
