@@ -20,9 +20,11 @@ from pretrain.errors import CheckpointError, ConfigError, ShardError
 from pretrain.module import DecodingModule
 from pretrain.optim import OptimConfig
 from pretrain.train import pretrain
+from sharding.cache import CacheConfig
 from sharding.loader import LoaderConfig
 from sharding.mix import MixConfig
 from tests.pretrain.conftest import tiny_config, tiny_model
+from tests.sharding.shard_server import ShardServer
 
 
 def rows(run):
@@ -143,6 +145,21 @@ def test_batches_of_differing_sizes_are_counted_and_resumed_as_they_come(shards,
     one, other = final_state(run), final_state(whole)
     assert one["ShardDataModule"] == other["ShardDataModule"] and without_time(run) == without_time(whole)
     assert all(torch.equal(one["state_dict"][name], other["state_dict"][name]) for name in other["state_dict"])
+
+
+def test_a_run_begun_on_a_folder_goes_on_from_a_server_with_the_same_bits(shards, pretrained, tmp_path, monkeypatch):
+    server = ShardServer({path.name: path.read_bytes() for path in shards.iterdir()})
+    server.start()
+    try:
+        config = tiny_config(shards, tmp_path / "run")
+        cut_at(config, 5, monkeypatch)
+        cache = CacheConfig(folder=str(tmp_path / "cache"))
+        run = pretrain(replace(config, shards=server.url, cache=cache))
+    finally:
+        server.stop()
+    one, other = final_state(run), final_state(pretrained)
+    assert all(torch.equal(one["state_dict"][name], other["state_dict"][name]) for name in other["state_dict"])
+    assert without_time(run) == without_time(pretrained)
 
 
 def test_a_run_without_its_place_in_the_stream_is_not_continued(shards, tmp_path, monkeypatch):
