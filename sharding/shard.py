@@ -41,7 +41,7 @@ class ShardConfig:
     append: bool = False
     "add these sessions to the root, which keeps those it has; without it the root becomes just these"
     part: str = ""
-    "i/N or slurm: take only this share of the stored sessions, for array jobs; merge the roots afterwards"
+    "i/N or slurm: take only this share of the stored sessions, for array jobs; an output for each part, then merge"
 
 
 def shard(config: ShardConfig, progress: Progress = lambda done, total, name: None) -> ShardIndex:
@@ -54,11 +54,11 @@ def shard(config: ShardConfig, progress: Progress = lambda done, total, name: No
     """
     settings, output, files = _settings(config), Path(config.output), _stored(config)
     given = {file: Source(file.name, _sha256(file)) for file in files}
-    work = _planned(output, settings, given, config.append)
+    work = _planned(output, settings, given, config)
     if work.complete:
         return work.kept
     with writing(output):
-        work = _planned(output, settings, given, config.append)  # as the run before, if there was one, left it
+        work = _planned(output, settings, given, config)  # as the run before, if there was one, left it
         if work.complete:
             return work.kept
         refused = list(work.refused)
@@ -95,7 +95,7 @@ class _Work:
         return self.kept is not None and not self.files
 
 
-def _planned(output: Path, settings: CutSettings, given: dict[Path, Source], append: bool) -> _Work:
+def _planned(output: Path, settings: CutSettings, given: dict[Path, Source], config: ShardConfig) -> _Work:
     """Which of the given sessions are missing from what stands in the folder; all of them where that cannot stay."""
     afresh = _Work(None, list(given), [])
     if not (output / INDEX).exists():
@@ -105,7 +105,7 @@ def _planned(output: Path, settings: CutSettings, given: dict[Path, Source], app
     except ShardError as error:  # not to be overwritten unasked: it may be another's, or of another format
         raise ShardError(error.where, error.found, "delete it or choose another output folder") from None
     if meta["config"] != settings.to_json():
-        if append:
+        if config.append:
             raise ShardError(
                 output, f"was cut with {_differing(meta['config'], settings)}", "append with equal settings"
             )
@@ -113,14 +113,18 @@ def _planned(output: Path, settings: CutSettings, given: dict[Path, Source], app
     try:
         kept = ShardIndex.open(output)
     except ShardError:  # a file is missing or cut short
-        if append:
+        if config.append:
             raise
         return afresh
     here = {Source(*source) for source in kept.sessions.records("source", "source_sha256")}
-    if not (append or here <= set(given.values())):
+    if not (config.append or here <= set(given.values())):
+        if config.part and not all(part_of(config.part).has(source.file) for source in here):
+            raise ShardError(
+                output, "holds sessions of another part", "give each part an output of its own, then merge"
+            )
         return afresh
     told = {Source(entry.file, entry.sha256): entry for entry in kept.refused}
-    refused = [entry for source, entry in told.items() if append or source in given.values()]
+    refused = [entry for source, entry in told.items() if config.append or source in given.values()]
     return _Work(kept, [file for file, source in given.items() if source not in here | set(told)], refused)
 
 

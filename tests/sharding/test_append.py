@@ -188,5 +188,10 @@ def test_parts_share_the_sessions_and_one_without_any_writes_an_empty_root(confi
         assert index.summary()["sessions"] == len(index.sessions) == len(set(index.segments.session.tolist()))
         found += index.session_ids
     assert sorted(found) == ["made/m_0", "made/m_1", "made/m_2"]
+    number = next(n for n in range(1, 9) if len(ShardIndex.open(tmp_path / f"part-{n}").sessions))
+    for other in range(1, 9):  # two parts that are given one output do not wipe each other away
+        if other != number:
+            with pytest.raises(ShardError, match="holds sessions of another part; give each part an output of its own"):
+                shard(replace(config, part=f"{other}/8", output=str(tmp_path / f"part-{number}")))
     with pytest.raises(ConfigError, match="part: there is no part 9/8"):
         shard(replace(config, part="9/8"))
