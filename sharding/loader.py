@@ -36,7 +36,7 @@ class LoaderConfig:
     drop_rest: bool = True
     "drop what is left of an epoch after its last whole batch; false makes a smaller batch of it (not with batch_tokens)"
     workers: int = 0
-    "processes that make batches; 0 makes them in the training process"
+    "processes that make batches; 0 makes them in the training process, which is enough unless its own Python is busy"
     prefetch: int = 2
     "batches made ahead, by a thread of the training process or by each worker; 0 makes each when asked (workers: 1)"
     unit_dropout: UnitDropoutConfig | None = None
