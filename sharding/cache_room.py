@@ -1,4 +1,5 @@
-"""The cache folder: names of what lies in it, and what goes when something new needs its place.
+"""The cache folder: names of what lies in it, and what goes when something new needs its place. All of it may be removed
+at any time; it is fetched again.
 
 CACHE/roots/<root>/train-000000.<digest>.tar     a whole shard, verified
 CACHE/roots/<root>/.train-000000.<digest>.tar.*  ok: its stamp, touched at each use; lock; part: one being fetched
