@@ -7,8 +7,9 @@ import lightning
 
 from pretrain.errors import CheckpointError
 from sharding.batch import Batch
+from sharding.batches import LoaderState
 from sharding.index import ShardIndex
-from sharding.loader import EvalLoader, LoaderConfig, LoaderState, TrainLoader, eval_loader, train_loader
+from sharding.loader import EvalLoader, LoaderConfig, TrainLoader, eval_loader, train_loader
 from sharding.sampling import Sampling
 
 

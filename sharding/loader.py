@@ -22,8 +22,6 @@ from sharding.plan import EvalPlan, TrainPlan, WindowTable
 from sharding.prefetch import Announced, ahead, in_turn
 from sharding.sampling import Sampling
 
-__all__ = ["EvalLoader", "LoaderConfig", "LoaderState", "Share", "TrainLoader", "eval_loader", "train_loader"]
-
 
 @dataclass
 class LoaderConfig:

@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sharding.augment import UnitDropout, UnitDropoutConfig
-from sharding.batches import BEGIN, WHOLE
+from sharding.batches import BEGIN, WHOLE, LoaderState, Share
 from sharding.cache import CacheConfig
 from sharding.errors import ConfigError
 from sharding.index import ShardIndex
-from sharding.loader import LoaderConfig, LoaderState, Share, eval_loader, train_loader
+from sharding.loader import LoaderConfig, eval_loader, train_loader
 from sharding.mix import MixConfig
 from sharding.plan import EvalPlan, TrainPlan
 from sharding.sampling import Sampling
