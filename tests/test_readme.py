@@ -7,6 +7,9 @@ import re
 import shlex
 import shutil
 import subprocess
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -43,9 +46,10 @@ def commands(text: str) -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
 
 
-def words_of(command: str, archive: str) -> list[str]:
-    """The words after `spikeloom`, made short where the command would do something; DANDI is the archive of that URL."""
-    words = shlex.split(command)[1:]
+def words_of(command: str, archive: str, server: str) -> list[str]:
+    """The words after `spikeloom`, made short where the command would do something; DANDI is the archive of that URL,
+    example.org the server of that URL."""
+    words = shlex.split(command.replace("https://example.org", server))[1:]
     if {"--help", "--version"} & set(words):
         return words
     where = [f"archive.instance={archive}", "archive.retries=1"] if "source=dandi" in words else []
@@ -77,11 +81,25 @@ def workplace(tmp_path_factory):
     return root
 
 
-def test_the_commands_of_the_readme_run_in_their_order(workplace, archive, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def server(workplace):
+    """The URL of a server that serves the workplace."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=workplace)) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_the_commands_of_the_readme_run_in_their_order(workplace, archive, server, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     ran = [line for line in commands(README) if line.startswith("spikeloom ")]
     for command in ran:
-        assert main(words_of(command, archive)) == 0, f"{command}\n{capsys.readouterr().err}"
+        assert main(words_of(command, archive, server)) == 0, f"{command}\n{capsys.readouterr().err}"
     assert {shlex.split(line)[1] for line in ran} >= set(VERBS) - {"demo"}, "a verb is missing from the README"
     assert (workplace / "runs" / "finetune" / "report.html").stat().st_size > 10_000
 
