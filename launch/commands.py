@@ -82,7 +82,7 @@ def _chosen(config) -> list[str]:
     """The sessions that a training would use, read from the index of its shards."""
     from pretrain.train import chosen_sessions
 
-    sessions = chosen_sessions(config.shards, config.sessions, config.exclude).sessions
+    sessions = chosen_sessions(config.shards, config.sessions, config.exclude, cache=config.cache).sessions
     return [
         f"on {len(sessions)} sessions of {config.shards}:",
         *(f"  {row.id}  {row.units} units, {row.hours['train'] * 60:.1f} min of training data" for row in sessions),

@@ -31,7 +31,7 @@ class Workers:
 
     def __init__(self, make: Callable[[Span], Batch], count: int, depth: int, keep: bool = False):
         self._make, self._count, self._depth, self._keep = make, count, depth, keep
-        self._spans: Iterator[Span] = iter(())  # what the workers are given next
+        self._given = _Given()
         self._loader = self._making = None
         self._taken = Taken()
 
@@ -69,7 +69,7 @@ class Workers:
     def _next(self, spans: Iterator[Span], sent: deque[Span]) -> Laid | MendableError | None:
         """What the workers hand over next, None at the end; `sent` notes the spans that they were given."""
         if self._making is None:
-            self._spans = _noted(spans, sent)
+            self._given.spans = _noted(spans, sent)
             self._loader = self._started() if self._loader is None else self._loader
             self._making = iter(self._loader)
         return next(self._making, None)
@@ -79,7 +79,7 @@ class Workers:
         return DataLoader(
             Handed(_Served(self._make, max(self._depth, 1) + 2)),
             batch_size=None,
-            sampler=_Given(self),
+            sampler=self._given,
             num_workers=self._count,
             prefetch_factor=max(self._depth, 1),
             persistent_workers=self._keep,
@@ -149,13 +149,17 @@ class _Served(Dataset):
 
 
 class _Given:
-    """The spans that the workers of one iteration are given."""
+    """The spans that the workers of one iteration are given.
 
-    def __init__(self, workers: Workers):
-        self.workers = workers
+    It does not know its Workers: in a circle of references torch's queues would be gone before torch's loader, which
+    then waits five seconds for each worker to hear that it may end.
+    """
+
+    def __init__(self):
+        self.spans: Iterator[Span] = iter(())
 
     def __iter__(self) -> Iterator[Span]:
-        return self.workers._spans
+        return self.spans
 
 
 def _noted(spans: Iterator[Span], sent: deque[Span]) -> Iterator[Span]:

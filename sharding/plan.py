@@ -197,12 +197,6 @@ class EvalPlan:
         return self._stretches.table(place, interval, np.minimum(nth * self._step, self._room[interval]))
 
 
-def windows_per_epoch(index: ShardIndex, window_s: float) -> int:
-    """Training windows of every epoch: floor(length / window), summed over the contiguous train intervals."""
-    intervals = index.segments.intervals("train")
-    return int(((intervals.stop_us - intervals.start_us) // window_length_us(index, window_s)).sum())
-
-
 def window_length_us(index: ShardIndex, window_s: float) -> int:
     """A window's length in microseconds; raises ConfigError where the shards cannot serve it."""
     length = int(to_microseconds(window_s))

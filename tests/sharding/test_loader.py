@@ -1,5 +1,6 @@
 """Loaders: the stream of global batches is one sequence, whoever makes it, however it is shared and wherever it stops."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -292,6 +293,21 @@ def test_workers_evaluate_again_and_again(index):
     here = list(eval_loader(index, sampling_of(index), LoaderConfig(8), "test", 0.5))
     for _ in range(2):
         assert all(map(same, loader, here)) and len(list(loader)) == len(here)
+
+
+def test_kept_workers_end_with_their_loader(index):
+    """Without the garbage collector: in a circle of references torch would wait ten seconds for them."""
+    loader = eval_loader(index, sampling_of(index), LoaderConfig(8, workers=2), "test", 0.5)
+    before = {process.pid for process in multiprocessing.active_children()}
+    assert len(list(loader)) == len(loader)
+    assert len({process.pid for process in multiprocessing.active_children()} - before) == 2
+    gc.collect()
+    gc.disable()
+    try:
+        del loader
+        assert not {process.pid for process in multiprocessing.active_children()} - before
+    finally:
+        gc.enable()
 
 
 @pytest.fixture(scope="module")
