@@ -14,7 +14,7 @@ demo: $(VENV)/.installed
 	$(BIN)/spikeloom demo output="$(DEMO)" $(if $(NWB),nwb="$(NWB)") $(if $(RECIPE),recipe="$(RECIPE)")
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 install: $(VENV)/.installed
 

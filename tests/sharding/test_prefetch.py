@@ -149,7 +149,7 @@ class Slow:
         return torch.tensor([span.number, span.first, os.getpid()])
 
 
-@pytest.mark.parametrize("count, dies_at", [(1, 0), (2, 7)])
+@pytest.mark.parametrize("count, dies_at", [(1, 0), pytest.param(2, 7, marks=pytest.mark.slow)])
 def test_a_worker_that_kills_itself_once_costs_a_line_and_no_batch(tmp_path, caplog, impatient, count, dies_at):
     with caplog.at_level(logging.WARNING, "spikeloom"):
         found = list(Workers(Slow(tmp_path, dies_at), count, 2).batches(iter(SPANS)))
@@ -191,6 +191,7 @@ def test_what_fails_in_a_worker_arrives_as_it_was(tmp_path):
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_kept_workers_serve_again_also_after_one_died_meanwhile(tmp_path, impatient):
     workers = Workers(Slow(tmp_path), 2, 2, keep=True)
     first = list(workers.batches(iter(SPANS)))
