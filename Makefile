@@ -7,14 +7,14 @@ NWB    ?=
 RECIPE ?=
 DEMO   ?= demo
 # processes that share the tests, a file of them at a time
-JOBS   ?= 2
+JOBS   ?= 3
 
 .PHONY: demo test install clean
 demo: $(VENV)/.installed
 	$(BIN)/spikeloom demo output="$(DEMO)" $(if $(NWB),nwb="$(NWB)") $(if $(RECIPE),recipe="$(RECIPE)")
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST)
 
 install: $(VENV)/.installed
 
