@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 NWB    ?=
 RECIPE ?=
 DEMO   ?= demo
-# processes that share the tests, a file of them at a time
+# processes that share the tests; one more than the cores they were timed on, for many tests wait
 JOBS   ?= 3
 
 .PHONY: demo test install clean
