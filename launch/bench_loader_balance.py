@@ -17,24 +17,20 @@ WINDOWS = 30_000
 
 
 class Tokens:
-    """What the windows of a plan are expected to hold, and what they do hold when they are read."""
+    """What the windows of a plan hold."""
 
     def __init__(self, index: ShardIndex, sampling: Sampling, dropout: UnitDropoutConfig):
         self.plan = TrainPlan(index, sampling.window_s, seed=0)
         self._maker = BatchMaker(index, sampling, 0, dropout)
 
-    def expected(self, places: np.ndarray) -> np.ndarray:
-        """(n,) int64, from the index alone."""
-        return self._maker.expected_tokens(self.plan.table(places))
-
-    def read(self, places: np.ndarray) -> np.ndarray:
+    def of(self, places: np.ndarray) -> np.ndarray:
         """(n,) int64."""
-        return self._maker.batch(self.plan.table(places)).token_length_B.numpy()
+        return self._maker.tokens(self.plan.table(places))
 
     @property
     def mean(self) -> float:
-        """Expected of a window, over an epoch's first ones."""
-        return float(self.expected(np.arange(min(self.plan.windows, WINDOWS))).mean())
+        """Of a window, over an epoch's first ones."""
+        return float(self.of(np.arange(min(self.plan.windows, WINDOWS))).mean())
 
 
 def balanced(tokens: Tokens, batch_windows: int) -> Iterator[tuple[str, float, str, str]]:
@@ -45,8 +41,8 @@ def balanced(tokens: Tokens, batch_windows: int) -> Iterator[tuple[str, float, s
         ours, in_order = [], []
         for number in range(batches):
             places = np.arange(number * size, (number + 1) * size)
-            read = tokens.read(places)
-            ours.append(imbalance(np.array([read[rows].sum() for rows in all_shares(tokens.expected(places), ranks)])))
+            read = tokens.of(places)
+            ours.append(imbalance(np.array([read[rows].sum() for rows in all_shares(read, ranks)])))
             in_order.append(imbalance(read.reshape(ranks, -1).sum(axis=1)))
         of = f"{ranks} ranks, {batch_windows} windows each, mean of {batches} batches; dealt in order {np.mean(in_order):.1%}"
         yield "imbalance of ranks", 100 * float(np.mean(ours)), "%", of
@@ -56,14 +52,14 @@ def budgeted(tokens: Tokens, budget: int, batch_windows: int) -> Iterator[tuple[
     """(what, value, unit, of) of batches by a token budget, beside batches of so many windows, over an epoch."""
     limit = min(tokens.plan.windows, WINDOWS)
     spans: list[Span] = []
-    for span in ByTokens(tokens.plan.windows, budget, tokens.expected).spans(LoaderState(), limit):
+    for span in ByTokens(tokens.plan.windows, budget, tokens.of).spans(LoaderState(), limit):
         if span.stop > limit:
             break
         spans.append(span)
-    by_budget = np.array([tokens.read(span.places).sum() for span in spans])
+    by_budget = np.array([tokens.of(span.places).sum() for span in spans])
     counted = [np.arange(first, first + batch_windows) for first in range(0, limit - batch_windows + 1, batch_windows)]
-    by_count = np.array([tokens.read(places).sum() for places in counted])
-    of = f"budget of {budget:,} expected tokens, {len(spans)} batches"
+    by_count = np.array([tokens.of(places).sum() for places in counted])
+    of = f"budget of {budget:,} tokens, {len(spans)} batches"
     yield "packing efficiency", 100 * packing_efficiency(by_budget, budget), "%", f"{of}; mean tokens over the budget"
     yield "fullest batch", 100 * float(by_budget.max()) / budget, "%", f"{of}; its tokens over the budget"
     for name, found in (("by token budget", by_budget), (f"by {batch_windows} windows", by_count)):

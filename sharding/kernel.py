@@ -331,15 +331,6 @@ def choose(kept, place, dropout):
 
 
 @compiled
-def kept_counts(units, place, dropout):
-    """(n,) int64: how many of the units (n,) are kept in windows at these places (n,), as UnitDropout.counts."""
-    out = np.empty(len(units), np.int64)
-    for b in range(len(units)):
-        out[b] = kept_count(units[b], place[b], dropout)
-    return out
-
-
-@compiled
 def kept_count(units, place, dropout):
     if not dropout.on or units <= dropout.bounds[0]:
         return units

@@ -30,7 +30,7 @@ class LoaderConfig:
     batch_windows: int = 32
     "windows in a batch, over all ranks"
     batch_tokens: int = 0
-    "expected tokens in a batch, over all ranks, instead of batch_windows: memory stays flat; 0 goes by batch_windows"
+    "most tokens in a batch, over all ranks, instead of batch_windows: memory stays flat; 0 goes by batch_windows"
     drop_rest: bool = True
     "drop what is left of an epoch after its last whole batch; false makes a smaller batch of it (not with batch_tokens)"
     workers: int = 0
@@ -100,7 +100,7 @@ class GlobalBatches:
 
     def spans(self, state: LoaderState) -> Iterator[Span]:
         """From a state on, the root told of the shards that come."""
-        return self.announced.passing(self.cut.spans(state, self.total))
+        return self.announced.passing(self.cut.spans(state, self.total), state.place)
 
 
 class TrainLoader:
@@ -197,13 +197,13 @@ class Shares:
     def __call__(self, span: Span) -> Batch:
         table = self.plan.table(span.places)
         if self.share.of > 1:
-            mine = share_of(self.maker.expected_tokens(table), self.share)
+            mine = share_of(self.maker.tokens(table), self.share)
             table = WindowTable(table.place[mine], table.segment[mine], table.start_us[mine])
         return self.maker.batch(table, span.number, span.stop)
 
     def tokens(self, places: np.ndarray) -> np.ndarray:
-        """Expected tokens (n,) of the windows at places."""
-        return self.maker.expected_tokens(self.plan.table(places))
+        """Tokens (n,) of the windows at places."""
+        return self.maker.tokens(self.plan.table(places))
 
 
 @dataclass(frozen=True)
@@ -222,10 +222,10 @@ class Strides:
         return self.maker.batch(self.plan.table(self._places(span.places)), span.number, span.stop)
 
     def tokens(self, own: np.ndarray) -> np.ndarray:
-        """Expected tokens (n,) of windows counted within the share; 0 beyond it."""
+        """Tokens (n,) of windows counted within the share; 0 beyond it."""
         out = np.zeros(len(own), np.int64)
         here = own < self.windows
-        out[here] = self.maker.expected_tokens(self.plan.table(self._places(own[here])))
+        out[here] = self.maker.tokens(self.plan.table(self._places(own[here])))
         return out
 
     def _places(self, own: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """WindowTable -> Batch: reads, drops units, packs; the batch of some windows is a pure function of them."""
 
 import logging
+from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
@@ -63,22 +64,14 @@ class BatchMaker:
         rows = zip(windows.place.tolist(), windows.segment.tolist(), windows.start_us.tolist())
         return pack([self._window(*row) for row in rows], self.tables, windows.place, number, stop)
 
-    def expected_tokens(self, windows: WindowTable) -> np.ndarray:
-        """(n,) int64: tokens of each window, told from the index alone: marks exactly, spikes by the segment's rate."""
-        row = self.reader.segments[windows.segment]
-        units = self.reader.units[row["session"]]
-        kept = self._kept(units, np.array(windows.place, np.int64))
-        carried = row["carry_us"] - row["start_us"]
-        covered = np.minimum(windows.start_us + self.length_us, row["carry_us"]) - windows.start_us
-        share = covered / np.maximum(carried, 1) * kept / np.maximum(units, 1)
-        return 2 * kept + np.rint(row["spikes"] * share).astype(np.int64)
-
-    def _kept(self, units: np.ndarray, place: np.ndarray) -> np.ndarray:
-        if self.dropout is None:
-            return units
-        if self.compiled and kernel is not None:
-            return kernel.kept_counts(units, place, self._dropout)
-        return self.dropout.counts(units, self.seed, place)
+    def tokens(self, windows: WindowTable) -> np.ndarray:
+        """(n,) int64: tokens that each window has in a batch, counted in the shards; raises ShardError as batch() does."""
+        if not self.compiled or kernel is None:
+            rows = zip(windows.place.tolist(), windows.segment.tolist(), windows.start_us.tolist())
+            alone = [self._window(*row) for row in rows]
+            return np.array([2 * len(window.units) + len(window.spike_time) for window in alone], np.int64)
+        out = [2 * found.units + found.spikes for _, _, _, found in self._counted(windows)]
+        return np.concatenate([np.zeros(0, np.int64), *out])
 
     def _window(self, place: int, segment: int, start_us: int):
         window = self.reader.window(segment, start_us, self.length_us)
@@ -89,26 +82,30 @@ class BatchMaker:
 
     def _filled(self, windows: WindowTable, number: int, stop: int) -> Batch:
         """All windows at once, by compiled loops."""
-        parts, counted = self._parts(windows), []
-        for part in parts:
-            asked, held = self._asked(windows, part)
-            damage, at, found = kernel.count(asked, self._known, self._dropout)
-            self._refuse(damage, windows.segment[part], at)
-            counted.append(found)
-        tokens = sum(int(2 * found.units.sum() + found.spikes.sum()) for found in counted)
-        queries = sum(int((found.ends[:, 3] - found.ends[:, 2]).sum()) for found in counted)
+        counted = list(self._counted(windows))
+        tokens = sum(int(2 * found.units.sum() + found.spikes.sum()) for *_, found in counted)
+        queries = sum(int((found.ends[:, 3] - found.ends[:, 2]).sum()) for *_, found in counted)
         dims = self.tables.mean.shape[1]
         batch = Batch.blank(len(windows), tokens, queries, dims, self.length_us / 1e6, number, stop)
         out = {name: tensor.numpy() for name, tensor in batch.tensors().items()}
         out.pop("place_B")[:] = windows.place
         out, begin = kernel.Filled(**out), (0, 0, 0)
-        for part, found in zip(parts, counted):
-            if len(parts) > 1:
+        for part, asked, held, found in counted:
+            if len(counted) > 1:
                 asked, held = self._asked(windows, part)
             damage, at, begin = kernel.fill(asked, self._known, found, out, KINDS, begin)
             self._refuse(damage, windows.segment[part], at)
         del held  # the addresses were good until here
         return batch
+
+    def _counted(self, windows: WindowTable) -> Iterator[tuple]:
+        """What compiled loops were asked of each part of the windows, the shards held for it, and what they found."""
+        parts = self._parts(windows)
+        for part in parts:
+            asked, held = self._asked(windows, part)
+            damage, at, found = kernel.count(asked, self._known, self._dropout)
+            self._refuse(damage, windows.segment[part], at)
+            yield part, asked, held if len(parts) == 1 else None, found
 
     @staticmethod
     def _parts(windows: WindowTable) -> list[slice]:

@@ -98,16 +98,23 @@ class Announced:
         pairs = zip(blocks, blocks[1:])
         self._files.check_room(max(sum(e["bytes"] for e in self._entries(a[1] + b[1])) for a, b in pairs))
 
-    def passing(self, spans: Iterable[Span]) -> Iterator[Span]:
-        """The spans as they come; the root is told when one begins in another block than the last."""
-        until = 0
+    def passing(self, spans: Iterable[Span], place: int) -> Iterator[Span]:
+        """The spans as they come, from a place on; the root is told when one begins in another block than the last.
+
+        It is told of the first block before the first span is asked for, since that may have to read shards.
+        """
+        until = self._announce(place)
         for span in spans:
             if span.first >= until:
-                blocks = self._blocks(span.first // self._plan.windows)
-                at = bisect_right(blocks, span.first, key=itemgetter(0)) - 1
-                until = blocks[at + 1][0]
-                self._files.prefetch(self._entries(blocks[at][1] + blocks[at + 1][1]))
+                until = self._announce(span.first)
             yield span
+
+    def _announce(self, place: int) -> int:
+        """Tell the root of the block of a place and of the next; returns the place at which that begins."""
+        blocks = self._blocks(place // self._plan.windows)
+        at = bisect_right(blocks, place, key=itemgetter(0)) - 1
+        self._files.prefetch(self._entries(blocks[at][1] + blocks[at + 1][1]))
+        return blocks[at + 1][0]
 
     def _blocks(self, epoch: int) -> list[tuple[int, tuple[int, ...]]]:
         """Those of an epoch and the first of the next."""

@@ -160,15 +160,13 @@ def test_what_was_ready_before_is_not_watched():
 
 
 class Counted:
-    """Windows of as many tokens as told, expected exactly."""
+    """Windows of as many tokens as told."""
 
     def __init__(self, tokens):
         self.tokens, self.plan = np.asarray(tokens), type("Plan", (), {"windows": len(tokens)})
 
-    def expected(self, places):
+    def of(self, places):
         return self.tokens[places % len(self.tokens)]
-
-    read = expected
 
 
 def test_balance_is_told_by_tokens():

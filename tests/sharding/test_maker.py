@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sharding.augment import UnitDropout, UnitDropoutConfig
+from sharding.augment import UnitDropoutConfig
 from sharding.errors import ShardError
 from sharding.index import ShardIndex
 from sharding.maker import BatchMaker
@@ -150,21 +150,18 @@ def test_threads_share_a_maker(index):
             assert_same(one, other)
 
 
-def test_expected_tokens_count_marks_exactly_and_spikes_by_their_rate(index):
-    table = train_table(index, epochs=8)
+def test_tokens_are_counted_as_batches_have_them(index, monkeypatch):
+    table = train_table(index, epochs=2)
     for dropout in (None, DROPOUT):
         maker, plain = both(index, dropout)
-        expected, batch = maker.expected_tokens(table), maker.batch(table)
-        np.testing.assert_array_equal(plain.expected_tokens(table), expected)
-        assert expected.dtype == np.int64
-        marks = torch.stack([(k == UNIT_START).sum() for k in batch.token_kind_S.split(batch.token_length_B.tolist())])
-        assert (expected >= 2 * marks.numpy()).all()
-        error = expected - batch.token_length_B.numpy()
-        rate = expected - 2 * marks.numpy()
-        assert abs(error.sum()) < 0.02 * batch.token_length_B.sum()
-        assert (np.abs(error) < 6 * np.sqrt(rate * (1 if dropout is None else 20)) + 6).all()
-    units = np.array([s.units for s in index.sessions])[index.segments.session[table.segment]]
-    np.testing.assert_array_equal(UnitDropout(DROPOUT).counts(units, 5, table.place), marks)
+        counted = maker.tokens(table)
+        assert counted.dtype == np.int64
+        np.testing.assert_array_equal(counted, maker.batch(table).token_length_B.numpy())
+        np.testing.assert_array_equal(plain.tokens(table), counted)
+        monkeypatch.setattr("sharding.maker.open_shards", lambda: 5)  # windows at a time
+        np.testing.assert_array_equal(maker.tokens(table), counted)
+        monkeypatch.undo()
+        assert maker.tokens(rows(table, slice(0, 0))).tolist() == []
 
 
 def test_a_shard_cut_short_while_it_is_mapped_is_told(sessions, root_writer, tmp_path):

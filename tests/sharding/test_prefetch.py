@@ -260,13 +260,13 @@ class Files:
 def test_a_root_is_told_of_the_shards_of_each_block_and_the_next_before_the_first_batch_of_it():
     files = Files()
     announced = Announced(Blocks(), files, [{"file": name, "bytes": 10**at} for at, name in enumerate("abcde")])
-    heard = [(s.first, len(files.told)) for s in announced.passing(ByCount(100, 9).spans(LoaderState(), 22))]
+    heard = [(s.first, len(files.told)) for s in announced.passing(ByCount(100, 9).spans(LoaderState(), 22), 0)]
     assert files.told == ["abc", "cde", "dec", "ecad", "adb", "ba"]
     # 11 batches of 9 an epoch: the last of a block may reach into the next, which was told of before
     assert [first for first, _ in heard if first in (0, 45, 72, 100, 145, 172)] == [0, 45, 72, 100, 145, 172]
     assert [told for first, told in heard if first in (0, 45, 72, 100, 145, 172)] == [1, 2, 3, 4, 5, 6]
     files.told.clear()
-    next(announced.passing(iter([Span(0, 250, 9, 259)])))  # taken up in the middle of a block of the third epoch
+    next(announced.passing(iter([Span(0, 250, 9, 259)]), 250))  # taken up in the middle of a block of the third epoch
     assert files.told == ["cde"]
     announced.check_room(0)
     assert files.room == 11_100  # c, d and e
