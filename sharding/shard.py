@@ -39,7 +39,7 @@ class ShardConfig:
     splits: list[str] = field(default_factory=lambda: list(SPLITS))
     "splits that are written"
     append: bool = False
-    "add these sessions to the root, which keeps those it has; without it the root becomes just these"
+    "add these sessions to the root, which keeps those it has; without it all that it holds has to be given again"
     part: str = ""
     "i/N or slurm: take only this share of the stored sessions, for array jobs; an output for each part, then merge"
 
@@ -48,9 +48,9 @@ def shard(config: ShardConfig, progress: Progress = lambda done, total, name: No
     """Write the stored sessions as shards and return their index; `index.refused` tells what was left out and why.
 
     A whole root of equal settings that holds these sessions is kept as it is, in whatever order they are given; one
-    that holds some of them gets the others, in new shards. It is written anew where settings differ, a file is
-    damaged or, without `append`, a session that it holds was changed or is not given. Raises ConfigError for settings
-    that make no sense, ShardError where nothing could be written.
+    that holds some of them gets the others, in new shards. Without `append` it is written anew where settings differ, a
+    shard is damaged or a session that it holds was changed. Raises ConfigError for settings that make no sense,
+    ShardError where nothing could be written, and where sessions would be lost that are not given.
     """
     settings, output, files = _settings(config), Path(config.output), _stored(config)
     given = {file: Source(file.name, _sha256(file)) for file in files}
@@ -104,12 +104,9 @@ def _planned(output: Path, settings: CutSettings, given: dict[Path, Source], con
         meta = read_meta(LocalFiles(output))
     except ShardError as error:  # not to be overwritten unasked: it may be another's, or of another format
         raise ShardError(error.where, error.found, "delete it or choose another output folder") from None
-    if meta["config"] != settings.to_json():
-        if config.append:
-            raise ShardError(
-                output, f"was cut with {_differing(meta['config'], settings)}", "append with equal settings"
-            )
-        return afresh
+    differing = _differing(meta["config"], settings)
+    if config.append and differing:
+        raise ShardError(output, f"was cut with {differing}", "append with equal settings")
     try:
         kept = ShardIndex.open(output)
     except ShardError:  # a file is missing or cut short
@@ -117,15 +114,26 @@ def _planned(output: Path, settings: CutSettings, given: dict[Path, Source], con
             raise
         return afresh
     here = {Source(*source) for source in kept.sessions.records("source", "source_sha256")}
-    if not (config.append or here <= set(given.values())):
-        if config.part and not all(part_of(config.part).has(source.file) for source in here):
-            raise ShardError(
-                output, "holds sessions of another part", "give each part an output of its own, then merge"
-            )
+    if not config.append and (differing or not here <= set(given.values())):
+        _refuse_loss(output, here, given, config)
         return afresh
     told = {Source(entry.file, entry.sha256): entry for entry in kept.refused}
     refused = [entry for source, entry in told.items() if config.append or source in given.values()]
     return _Work(kept, [file for file, source in given.items() if source not in here | set(told)], refused)
+
+
+def _refuse_loss(output: Path, here: set[Source], given: dict[Path, Source], config: ShardConfig) -> None:
+    """Raise ShardError where writing anew would lose sessions: these may be all that is left of them."""
+    if config.part and not all(part_of(config.part).has(source.file) for source in here):
+        raise ShardError(output, "holds sessions of another part", "give each part an output of its own, then merge")
+    lost = sorted({source.file for source in here} - {source.file for source in given.values()})
+    if lost:
+        some = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+        raise ShardError(
+            output,
+            f"holds {len(lost)} sessions that are not given ({some})",
+            "give append=true to keep them, or delete it to begin anew",
+        )
 
 
 def _differing(old: dict, settings: CutSettings) -> str:

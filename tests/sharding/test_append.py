@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,7 +92,15 @@ def test_appending_needs_not_name_what_is_there(config, sessions):
     index = shard(some(config, 2, append=True))
     assert index.session_ids == (sessions[0].id, sessions[2].id)
     assert contents(index, sessions[0].id)[1:] == contents(first, sessions[0].id)[1:]
-    assert shard(some(config, 2)).session_ids == (sessions[2].id,)  # without append the root becomes just these
+
+
+def test_sessions_that_are_not_given_are_never_lost(config):
+    before = state(shard(some(config, 0, 1)).root)
+    lost = "root: holds 1 sessions that are not given .made__m_0.h5.; give append=true to keep them, or delete it"
+    for change in ({}, {"halo_s": 0.5}):
+        with pytest.raises(ShardError, match=lost):
+            shard(some(config, 1, 2, **change))
+    assert state(Path(config.output)) == before
 
 
 def test_a_changed_session_is_written_anew_or_refused_where_others_cannot_be(config, sessions, session_maker):
@@ -103,8 +112,8 @@ def test_a_changed_session_is_written_anew_or_refused_where_others_cannot_be(con
     assert f"{sessions[0].id}: is there already, from another file or an earlier state" in index.refused[0].message
     before = state(index.root)
     assert shard(some(config, 0, 2, append=True)).refused == index.refused and state(index.root) == before
-    anew = shard(some(config, 0, 1))
-    assert anew.session_ids == (sessions[0].id, sessions[1].id) and anew.refused == ()
+    anew = shard(config)
+    assert anew.session_ids == tuple(s.id for s in sessions) and anew.refused == ()
     assert anew.session(sessions[0].id).source_sha256 == index.refused[0].sha256
 
 
