@@ -118,7 +118,15 @@ def bench(config: BenchConfig) -> list[Measurement]:
         out += (Measurement(*row) for row in sizes(reading, index)) if "size" in wanted else []
     print_table("bench", ["what", "value", "unit", "of"], [[m.what, m.value, m.unit, m.of] for m in out])
     _write(folder, out)
+    if "loader" in wanted:
+        _draw({m.what: m.value for m in out if m.unit == "windows/s" and m.what != "training"}, folder)
     return out
+
+
+def _draw(rates: dict[str, float], folder: Path) -> None:
+    from launch.figures_loader import save_rates
+
+    print(f"written: {', '.join(map(str, save_rates(rates, folder)))}")
 
 
 def _reading(config: BenchConfig) -> PrepareConfig:

@@ -66,6 +66,7 @@ def test_every_part_measures_something(small):
     wanted = {"ingestion", "prepare, peak memory", OURS, "floor, sliced", "training", "NWB files", "spikes in shards"}
     assert {m.what for m in measured} >= wanted
     assert all(m.value >= 0 for m in measured)
+    assert (small / "bench" / "loader.png").is_file()
 
 
 @pytest.mark.slow
