@@ -18,6 +18,7 @@ from sharding.cache_room import NoRoom, Room, hidden, kept_name
 from sharding.cache_stamps import LOG, is_verified, remember
 from sharding.cache_turn import turn
 from sharding.errors import ShardError
+from sharding.writer import sync_folder
 
 UPLOAD = "upload the shards again, index.json last"
 SIGN_IN = "check the address, and the credentials that fsspec finds (AWS_*, ~/.aws, ~/.netrc, FSSPEC_*)"
@@ -154,7 +155,7 @@ class CachedFiles:
             try:
                 _check(part, entry)
                 os.replace(part, kept)
-                _sync(kept.parent)
+                sync_folder(kept.parent)
                 remember(kept, entry, hidden(kept, "ok"))
                 self._room.touch(kept)
             except FileNotFoundError:
@@ -195,12 +196,3 @@ def _keep(copy: Path, read: bytes) -> None:
             fresh = copy.with_name(f".{copy.name}.{os.getpid()}-{threading.get_ident()}")
             fresh.write_bytes(read)
             os.replace(fresh, copy)
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename safe against a crash of the machine."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -46,7 +46,7 @@ class AtomicFile:
             os.fsync(self._stream.fileno())
             self._stream.close()
             os.replace(self._partial, self.path)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
 
         self._try(finish)
         return WrittenFile(self.path.name, self.bytes, self._digest.hexdigest())
@@ -160,7 +160,8 @@ def _blocks(size: int) -> int:
     return tarfile.BLOCKSIZE + size + -size % tarfile.BLOCKSIZE
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names of a folder safe against a crash of the machine."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

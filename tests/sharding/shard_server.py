@@ -136,3 +136,14 @@ def until(true, seconds: float = 10.0) -> None:
     while not true():
         assert time.monotonic() < end, "it did not come"
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def serving(count: int, size: int):
+    """A running server of `count` files of `size` bytes, whose index entries are its `entries`."""
+    files, entries = shard_files(count, size)
+    server = ShardServer(files)
+    server.entries = entries
+    server.start()
+    yield server
+    server.stop()

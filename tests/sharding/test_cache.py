@@ -24,7 +24,7 @@ from sharding.errors import ConfigError, ShardError
 from sharding.files import files_at
 from sharding.index import ShardIndex
 from sharding.window import Reader
-from tests.sharding.shard_server import Fault, ShardServer, entry_of, shard_files, until
+from tests.sharding.shard_server import Fault, ShardServer, entry_of, serving, shard_files, until
 
 SIZE = 100_000
 
@@ -36,12 +36,8 @@ def no_proxy(monkeypatch):
 
 @pytest.fixture
 def server():
-    files, entries = shard_files(8, SIZE)
-    server = ShardServer(files)
-    server.entries = entries
-    server.start()
-    yield server
-    server.stop()
+    with serving(8, SIZE) as running:
+        yield running
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from sharding.cache import CacheConfig
 from sharding.cache_fetch import Server
 from sharding.errors import ShardError
 from sharding.files import files_at
-from tests.sharding.shard_server import Fault, ShardServer, entry_of, shard_files, until
+from tests.sharding.shard_server import Fault, entry_of, serving, shard_files, until
 
 SIZE = 200_000
 STALL_S, PATIENCE_S = 0.4, 1.0
@@ -35,12 +35,8 @@ def no_proxy(monkeypatch):
 
 @pytest.fixture
 def server():
-    files, entries = shard_files(4, SIZE)
-    server = ShardServer(files)
-    server.entries = entries
-    server.start()
-    yield server
-    server.stop()
+    with serving(4, SIZE) as running:
+        yield running
 
 
 @pytest.fixture
