@@ -102,6 +102,7 @@ def _planned(output: Path, settings: CutSettings, given: dict[Path, Source], con
         return afresh
     try:
         meta = read_meta(LocalFiles(output))
+        here = _sources(ShardIndex.of(LocalFiles(output), meta))
     except ShardError as error:  # not to be overwritten unasked: it may be another's, or of another format
         raise ShardError(error.where, error.found, "delete it or choose another output folder") from None
     differing = _differing(meta["config"], settings)
@@ -109,17 +110,21 @@ def _planned(output: Path, settings: CutSettings, given: dict[Path, Source], con
         raise ShardError(output, f"was cut with {differing}", "append with equal settings")
     try:
         kept = ShardIndex.open(output)
-    except ShardError:  # a file is missing or cut short
+    except ShardError:  # a shard is missing or cut short
         if config.append:
             raise
+        _refuse_loss(output, here, given, config)
         return afresh
-    here = {Source(*source) for source in kept.sessions.records("source", "source_sha256")}
     if not config.append and (differing or not here <= set(given.values())):
         _refuse_loss(output, here, given, config)
         return afresh
     told = {Source(entry.file, entry.sha256): entry for entry in kept.refused}
     refused = [entry for source, entry in told.items() if config.append or source in given.values()]
     return _Work(kept, [file for file, source in given.items() if source not in here | set(told)], refused)
+
+
+def _sources(index: ShardIndex) -> set[Source]:
+    return {Source(*source) for source in index.sessions.records("source", "source_sha256")}
 
 
 def _refuse_loss(output: Path, here: set[Source], given: dict[Path, Source], config: ShardConfig) -> None:

@@ -101,6 +101,10 @@ def test_sessions_that_are_not_given_are_never_lost(config):
         with pytest.raises(ShardError, match=lost):
             shard(some(config, 1, 2, **change))
     assert state(Path(config.output)) == before
+    (Path(config.output) / "valid-000000.tar").write_bytes(b"cut short")  # one shard of those that hold m_0
+    with pytest.raises(ShardError, match=lost):
+        shard(some(config, 1, 2))
+    assert len(shard(config).session_ids) == 3  # all are given: written anew
 
 
 def test_a_changed_session_is_written_anew_or_refused_where_others_cannot_be(config, sessions, session_maker):
