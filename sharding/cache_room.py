@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from sharding.cache import GB, CacheConfig
 from sharding.cache_fetch import Trouble
+from sharding.cache_stamps import held
 from sharding.errors import ConfigError, ShardError
 
 _NAME = r"[^.].*\.[0-9a-f]{16}(\.[A-Za-z0-9_-]+)?"
@@ -200,18 +201,9 @@ class Room:
             do = "set cache.folder or SPIKELOOM_CACHE to a folder on a disk of this machine"
             raise ConfigError(self.folder, f"cannot be written to ({error.strerror})", do) from None
 
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = FileLock(self.folder / ".room.lock")
-        try:
-            lock.acquire(timeout=_ROOM_WAIT_S, poll_interval=0.01)
-        except (OSError, NotImplementedError, Timeout):  # no locks here: the limit may be passed by what others fetch
-            yield
-            return
-        try:
-            yield
-        finally:
-            lock.release()
+    def _locked(self) -> contextlib.AbstractContextManager:
+        """The room for one process at a time; where there are no locks, the limit may be passed by what others fetch."""
+        return held(self.folder / ".room.lock", _ROOM_WAIT_S, 0.01)
 
 
 def _remove(one: Kept) -> None:

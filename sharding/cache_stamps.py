@@ -33,7 +33,9 @@ def is_verified(path: Path, entry: dict, stamp: Path, patience_s: float) -> bool
     if state in _seen:
         return True
     if not _stamped(stamp, state):
-        with _alone(stamp, patience_s):
+        with contextlib.suppress(OSError):
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+        with held(stamp.with_name(stamp.name + ".lock"), patience_s):
             if not _stamped(stamp, state) and not _read_through(path, entry, stamp):
                 return False
     _seen.add(state)
@@ -90,12 +92,11 @@ def _write(stamp: Path, state: str) -> None:
 
 
 @contextlib.contextmanager
-def _alone(stamp: Path, patience_s: float) -> Iterator[None]:
-    """Hold the lock of a stamp; without it where there are no locks or it takes too long: that costs only time."""
-    lock = FileLock(stamp.with_name(stamp.name + ".lock"))
+def held(lock: Path, patience_s: float, poll_s: float = 0.05) -> Iterator[None]:
+    """Hold a lock; go on without it where there are no locks or it takes too long, for where that costs only time."""
+    lock = FileLock(lock)
     try:
-        stamp.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=patience_s)
+        lock.acquire(timeout=patience_s, poll_interval=poll_s)
     except (OSError, NotImplementedError, Timeout):
         yield
         return
