@@ -93,8 +93,13 @@ def _by_phase(index: ShardIndex, sampling: Sampling) -> tuple[np.ndarray, np.nda
     most = max(len(phases) for phases, _, _ in kinds)
     weight, evaluated = np.zeros((len(kinds), most), np.float32), np.zeros((len(kinds), most), bool)
     for kind, (phases, advised, evaluates) in enumerate(kinds):
-        weights = {**(dict(advised) if sampling.use_recipe_weights else {}), **sampling.phase_weights}
-        wanted = sampling.eval_phases or evaluates
-        weight[kind, : len(phases)] = [weights.get(phase, 1.0) for phase in phases]
-        evaluated[kind, : len(phases)] = [not wanted or phase in wanted for phase in phases]
+        told = by_code(phases, dict(advised), evaluates, sampling)
+        weight[kind, : len(phases)], evaluated[kind, : len(phases)] = told
     return weight[row], evaluated[row]
+
+
+def by_code(phases, advised: dict[str, float], evaluates, sampling: Sampling) -> tuple[list[float], list[bool]]:
+    """Loss weight and whether it is evaluated of each of a session's phases, whose recipe advises and evaluates so."""
+    weights = {**(advised if sampling.use_recipe_weights else {}), **sampling.phase_weights}
+    wanted = sampling.eval_phases or evaluates
+    return [weights.get(phase, 1.0) for phase in phases], [not wanted or phase in wanted for phase in phases]

@@ -11,7 +11,7 @@ from sharding.augment import UnitDropout, UnitDropoutConfig
 from sharding.batch import Batch
 from sharding.errors import ConfigError
 from sharding.pack import pack
-from sharding.sampling import Sampling, SessionTables
+from sharding.sampling import Sampling, SessionTables, by_code
 from sharding.segment import PHASE
 from sharding.stream import StreamedWindow
 
@@ -120,9 +120,5 @@ class _Sessions:
                 )
             return np.ones(CODES, np.float32), np.ones(CODES, bool)
         codes = (*known.phases, *[""] * (CODES - len(known.phases)))
-        weights = {**(known.loss_weights if sampling.use_recipe_weights else {}), **sampling.phase_weights}
-        wanted = sampling.eval_phases or known.eval_phases
-        return (
-            np.array([weights.get(code, 1.0) for code in codes], np.float32),
-            np.array([not wanted or code in wanted for code in codes]),
-        )
+        weight, evaluated = by_code(codes, known.loss_weights, known.eval_phases, sampling)
+        return np.array(weight, np.float32), np.array(evaluated)
