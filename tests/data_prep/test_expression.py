@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_prep.errors import RecipeError, SessionError
@@ -120,9 +120,12 @@ CONDITIONS = st.recursive(
 
 
 @given(CONDITIONS, st.lists(st.fixed_dictionaries(NAMES), min_size=1, max_size=6))
+@example("n", [{"n": math.nan, "b": False, "i": 0, "t": "", "u": ""}])  # a bare number is true where known and not 0
+@example("i", [{"n": 0.0, "b": False, "i": 3, "t": "", "u": ""}])
 def test_the_mask_equals_the_plain_loop_over_rows(text, rows):
     table = {name: np.array([row[name] for row in rows]) for name in NAMES}
-    assert passes("here", table, text).tolist() == [plainly(ast.parse(text, mode="eval").body, row) for row in rows]
+    tree = ast.parse(text, mode="eval").body
+    assert passes("here", table, text).tolist() == [truth(plainly(tree, row)) for row in rows]
 
 
 def number(value) -> float:
