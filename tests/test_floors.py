@@ -37,7 +37,24 @@ OURS = {
     "sharding/*": ("data_prep.session", "data_prep.store", "data_prep.errors", "data_prep.part"),
     "pretrain/*": tuple(f"sharding.{name}" for name in SHARDING_PRODUCTS),
     # The hands: entry files of every floor, and the types they return.
+    "launch/verb_submit.py": (
+        "data_prep.errors",
+        "pretrain.train",
+        "pretrain.finetune",
+        "pretrain.evaluate",
+        "data_prep.prepare",
+        "sharding.shard",
+    ),
+    "launch/submit*.py": ("data_prep.errors", "sharding.index", "pretrain.train", "pretrain.run"),
+    "launch/doctor*.py": (
+        "data_prep.errors",
+        "sharding.*",
+        "pretrain.*",  # it looks at everything that could fail
+    ),
+    "launch/local_ranks.py": ("data_prep.errors", "pretrain.ranks", "pretrain.errors"),
     "launch/verb_*.py": (
+        "pretrain.export",
+        "pretrain.replay",
         "data_prep.errors",
         "data_prep.prepare",
         "data_prep.corpus",
@@ -121,15 +138,19 @@ DOORS = {
         "pretrain/*",
         *(f"sharding/{name}.py" for name in ("batch", "pack", "maker", "loader*", "prefetch", "stream")),
         "launch/bench*.py",
+        "launch/local_ranks.py",  # its starter of processes
+        "launch/doctor*.py",
     ),
-    "safetensors": ("pretrain/checkpoint.py",),
+    "safetensors": ("pretrain/checkpoint.py", "pretrain/saves.py"),
     "lightning": tuple(
         f"pretrain/{name}.py"
         for name in (
             "module",
             "datamodule",
-            "strategy",
+            "ranks",
+            "strategy*",
             "trainer",
+            "keeper",
             "checkpoint",
             "tracking",
             "train",
@@ -137,10 +158,12 @@ DOORS = {
             "evaluate",
         )
     ),
-    "wandb": ("pretrain/tracking.py", "launch/scaling.py"),
+    "deepspeed": ("pretrain/strategy*.py", "launch/doctor*.py"),
+    "psutil": ("pretrain/speed.py", "launch/doctor*.py", "launch/bench*.py"),
+    "wandb": ("pretrain/tracking.py", "launch/scaling.py", "launch/doctor*.py"),
     "omegaconf": ("launch/config.py",),
     "yaml": ("launch/config.py", "pretrain/run.py"),
-    "matplotlib": ("launch/report*.py", "launch/figures*.py"),
+    "matplotlib": ("launch/report*.py", "launch/figures*.py", "pretrain/traces.py"),
     "jinja2": ("launch/report*.py",),
 }
 # What a file may import inside a function: a module with a costly library that most runs do not need.
