@@ -170,6 +170,8 @@ DOORS = {
 LATE = {
     "data_prep/open_source.py": ("data_prep.archive",),  # dandi: half a second
     "data_prep/nwb.py": ("data_prep.nwb_objects",),  # pynwb: a second
+    "pretrain/strategy.py": ("pretrain.strategy_zero",),  # DeepSpeed: two seconds
+    "pretrain/tracking.py": ("pretrain.traces",),  # matplotlib
     "sharding/files.py": ("sharding.cache_remote",),  # fsspec and aiohttp: a third of a second
 }
 DRAWERS = ("utils", "common", "helpers", "base")
