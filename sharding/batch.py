@@ -7,10 +7,12 @@ THE dimension legend, used in sharding/batch.py, nn/, models/ and tasks/ (a tens
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+
+from sharding.batches import all_shares
 
 ALIGNED = 64  # bytes: the tensors of a batch begin at multiples of them in the storage that all share
 DTYPES = {
@@ -50,12 +52,14 @@ class Batch:
     window_s: float  # length of every window, seconds
     number: int = 0  # of the global batch that this is a share of, or all of
     stop: int = 0  # the place in the plan at which the next global batch begins: where a resumed run goes on
+    windows: int = 0  # of the whole global batch; more than there are here where this is a share or a part of it
+    idle: bool = False  # the window here is another share's or part's, and counts for nothing: all its weights are 0
 
     @staticmethod
     def blank(windows: int, tokens: int, queries: int, dims: int, *numbers) -> "Batch":
         """A batch of these sizes whose numbers are still to be written, all in one storage: one copy, one pin moves it.
 
-        numbers: window_s, number and stop, as above.
+        numbers: window_s, number, stop, windows and idle, as above.
         """
         sizes = {"B": (windows,), "S": (tokens,), "Q": (queries,), "QK": (queries, dims)}
         layout, at = [], 0
@@ -85,8 +89,32 @@ class Batch:
     def __len__(self) -> int:
         return len(self.token_length_B)
 
+    def selected(self, rows) -> "Batch":
+        """The windows in rows (b,), in that order; everything else stays."""
+        row_B = torch.as_tensor(rows, dtype=torch.int64, device=self.place_B.device)
+        row = {"B": row_B, "S": _within(self.token_length_B, row_B), "Q": _within(self.query_length_B, row_B)}
+        row["QK"] = row["Q"]
+        chosen = {name: tensor[row[name.rpartition("_")[2]]] for name, tensor in self.tensors().items()}
+        return replace(self, **chosen)
+
+    def idled(self) -> "Batch":
+        """The first window alone, weighing nothing: for a rank or a part that has none, to do what the others do."""
+        alone = self.selected([0])
+        nothing = {"weight_Q": torch.zeros_like(alone.weight_Q), "evaluated_Q": torch.zeros_like(alone.evaluated_Q)}
+        return replace(alone, **nothing, idle=True)
+
+    def parts(self, n: int) -> list["Batch"]:
+        """Micro-batches: the windows dealt into n of much the same tokens; those left over where there are fewer idle.
+
+        At its cheapest before the batch moves to a device, which would have to be waited for.
+        """
+        if n == 1:
+            return [self]
+        dealt = all_shares(self.token_length_B.cpu().numpy(), n)
+        return [self.selected(rows) if len(rows) else self.idled() for rows in dealt]
+
     def _numbers(self) -> tuple:
-        return self.window_s, self.number, self.stop
+        return self.window_s, self.number, self.stop, self.windows, self.idle
 
     def _whole(self) -> tuple[torch.Tensor, list]:
         """All tensors as one of uint8, and where each lies in it: the storage that they share, or one made here."""
@@ -103,6 +131,13 @@ class Batch:
             layout.append((tensor.dtype, tuple(tensor.shape), at))
             at += _rounded(len(raw))
         return torch.cat(parts), layout
+
+
+def _within(length_B: torch.Tensor, row_B: torch.Tensor) -> torch.Tensor:
+    """Where the tokens (or queries) of the windows in rows lie among those of all windows, end to end."""
+    length, first = length_B[row_B], (length_B.cumsum(0) - length_B)[row_B]
+    shift = (first - length.cumsum(0) + length).repeat_interleave(length)
+    return torch.arange(len(shift), device=shift.device) + shift
 
 
 def _rounded(size: int) -> int:

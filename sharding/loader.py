@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -70,8 +70,8 @@ def train_loader(
 ) -> "TrainLoader":
     """A rank's share of the global batches start.batch ... total_batches - 1, epoch after epoch.
 
-    Where a global batch has fewer windows than there are ranks, some shares are empty batches. Raises ConfigError
-    where there is no window at all, or for numbers that cannot be meant.
+    Where a global batch has fewer windows than there are ranks, the shares left over are idle: its first window, without
+    weight. Raises ConfigError where there is no window at all, or for numbers that cannot be meant.
     """
     config.check(share.of)
     plan = TrainPlan(index, sampling.window_s, seed, config.mix, config.block_shards)
@@ -196,10 +196,13 @@ class Shares:
 
     def __call__(self, span: Span) -> Batch:
         table = self.plan.table(span.places)
-        if self.share.of > 1:
-            mine = share_of(self.maker.tokens(table), self.share)
-            table = WindowTable(table.place[mine], table.segment[mine], table.start_us[mine])
-        return self.maker.batch(table, span.number, span.stop)
+        if self.share.of == 1:
+            return self.maker.batch(table, span.number, span.stop)
+        mine = share_of(self.maker.tokens(table), self.share)
+        idle, mine = not len(mine), mine if len(mine) else np.zeros(1, np.int64)
+        table = WindowTable(table.place[mine], table.segment[mine], table.start_us[mine])
+        batch = replace(self.maker.batch(table, span.number, span.stop), windows=span.windows)
+        return batch.idled() if idle else batch
 
     def tokens(self, places: np.ndarray) -> np.ndarray:
         """Tokens (n,) of the windows at places."""

@@ -58,7 +58,7 @@ class BatchMaker:
         Raises ShardError for a shard that is not there any more, or whose bytes cannot be right.
         """
         if not len(windows):
-            return Batch.blank(0, 0, 0, self.tables.mean.shape[1], self.length_us / 1e6, number, stop)
+            return self._blank(0, 0, 0, number, stop)
         if self.compiled and kernel is not None:
             return self._filled(windows, number, stop)
         rows = zip(windows.place.tolist(), windows.segment.tolist(), windows.start_us.tolist())
@@ -85,8 +85,7 @@ class BatchMaker:
         counted = list(self._counted(windows))
         tokens = sum(int(2 * found.units.sum() + found.spikes.sum()) for *_, found in counted)
         queries = sum(int((found.ends[:, 3] - found.ends[:, 2]).sum()) for *_, found in counted)
-        dims = self.tables.mean.shape[1]
-        batch = Batch.blank(len(windows), tokens, queries, dims, self.length_us / 1e6, number, stop)
+        batch = self._blank(len(windows), tokens, queries, number, stop)
         out = {name: tensor.numpy() for name, tensor in batch.tensors().items()}
         out.pop("place_B")[:] = windows.place
         out, begin = kernel.Filled(**out), (0, 0, 0)
@@ -97,6 +96,10 @@ class BatchMaker:
             self._refuse(damage, windows.segment[part], at)
         del held  # the addresses were good until here
         return batch
+
+    def _blank(self, windows: int, tokens: int, queries: int, number: int, stop: int) -> Batch:
+        dims = self.tables.mean.shape[1]
+        return Batch.blank(windows, tokens, queries, dims, self.length_us / 1e6, number, stop, windows)
 
     def _counted(self, windows: WindowTable) -> Iterator[tuple]:
         """What compiled loops were asked of each part of the windows, the shards held for it, and what they found."""

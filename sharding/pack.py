@@ -45,4 +45,5 @@ def pack(
         window_s=windows[0].length_us / 1e6,
         number=number,
         stop=stop,
+        windows=len(windows),
     )

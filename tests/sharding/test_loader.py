@@ -62,7 +62,8 @@ def batches(index, **config):
 
 
 def same(a, b) -> bool:
-    return (a.window_s, a.number, a.stop) == (b.window_s, b.number, b.stop) and all(
+    numbers = [(x.window_s, x.number, x.stop, x.windows, x.idle) for x in (a, b)]
+    return numbers[0] == numbers[1] and all(
         torch.equal(tensor, b.tensors()[name]) for name, tensor in a.tensors().items()
     )
 
@@ -78,8 +79,10 @@ def windows_of(batch) -> list[dict]:
 
 
 def assert_union(shares, whole) -> None:
-    """The shares, ordered by place, are the global batch, bit for bit."""
-    assert {(s.number, s.stop) for s in shares} == {(whole.number, whole.stop)}
+    """The shares, ordered by place, are the global batch, bit for bit; idle ones are its first window, weightless."""
+    assert {(s.number, s.stop, s.windows) for s in shares} == {(whole.number, whole.stop, len(whole))}
+    assert all(same(s, whole.idled()) for s in shares if s.idle)
+    shares = [s for s in shares if not s.idle] + [s.selected([]) for s in shares if s.idle]
     counts = [len(s) for s in shares]
     assert max(counts) - min(counts) <= 1
     union = sorted((w for share in shares for w in windows_of(share)), key=lambda w: w["place_B"])
@@ -256,14 +259,15 @@ def test_numbers_that_cannot_be_meant_are_refused(index, change):
         loader_of(index, **change)
 
 
-def test_fewer_windows_than_ranks_are_refused_and_rare_small_batches_leave_ranks_empty(index):
+def test_fewer_windows_than_ranks_are_refused_and_rare_small_batches_leave_ranks_idle(index):
     with pytest.raises(ConfigError, match="loader.batch_windows: is 3 for 4 ranks; give at least 4"):
         loader_of(index, batch_windows=3, share=Share(0, 4))
     alone = [batches(index, total=5, batch_tokens=1, share=Share(rank, 3)) for rank in range(3)]
     expected = batches(index, total=5, batch_tokens=1)
     assert [len(b) for b in expected] == [1] * 5
     for shares, batch in zip(zip(*alone, strict=True), expected, strict=True):
-        assert sorted(map(len, shares)) == [0, 0, 1]
+        assert [len(s) for s in shares] == [1] * 3 and sorted(s.idle for s in shares) == [False, True, True]
+        assert not any(s.weight_Q.any() or s.evaluated_Q.any() for s in shares if s.idle)
         assert_union(shares, batch)
 
 
