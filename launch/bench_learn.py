@@ -16,6 +16,7 @@ is kept: a study that is interrupted, or given more recipes, seeds or sources, g
 import hashlib
 import json
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,7 +112,7 @@ class _Training:
 
     @property
     def finished(self) -> bool:
-        return open_run(self.config).finished
+        return open_run(self.config) is None
 
     @property
     def log(self) -> Path:
@@ -264,7 +265,7 @@ def _train(trainings: list[_Training], config: LearnConfig) -> dict[str, str]:
             if reason:
                 failed[job.name] = reason
             else:  # the optimiser's state of a finished run is of no use to anybody
-                (Path(due[job.name].config.run) / "last.ckpt").unlink(missing_ok=True)
+                shutil.rmtree(Path(due[job.name].config.run) / "saves", ignore_errors=True)
             progress.step(job.name + (f": {reason}" if reason else ""))
 
         run_all([training.job for training in due.values()], config.jobs, _threads(config), done)

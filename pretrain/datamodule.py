@@ -1,11 +1,14 @@
 """Shards -> the training stream from the batch a run stands at, and the overlapping windows of a split."""
 
+import time
 from collections.abc import Iterator
-from functools import cache
+from contextlib import closing
+from functools import cache, cached_property
 
 import lightning
 
-from pretrain.errors import CheckpointError
+from pretrain.module import StepPart
+from pretrain.ranks import ALONE, Ranks
 from sharding.batch import Batch
 from sharding.batches import LoaderState
 from sharding.index import ShardIndex
@@ -14,16 +17,26 @@ from sharding.sampling import Sampling
 
 
 class ShardDataModule(lightning.LightningDataModule):
-    """The batches of a run, and how many of them were trained on: that, not what was fetched, travels in last.ckpt."""
+    """A rank's part of the batches of a run, and how many of them were trained on: that, not what was fetched, is saved."""
 
     def __init__(
-        self, index: ShardIndex, sampling: Sampling, loader: LoaderConfig, *, seed: int, total_steps: int, step_s: float
+        self,
+        index: ShardIndex,
+        sampling: Sampling,
+        loader: LoaderConfig,
+        *,
+        seed: int,
+        total_steps: int,
+        step_s: float,
+        parts: int = 1,
+        ranks: Ranks = ALONE,
     ):
-        """Raises ConfigError where there is nothing to train on."""
+        """`parts` are those of a rank's share of a global batch. Raises ConfigError where there is nothing to train on."""
         super().__init__()
         self.index, self.sampling, self.loader, self.step_s = index, sampling, loader, step_s
-        self.train = train_loader(index, sampling, loader, seed=seed, total_batches=total_steps)
-        self.trained, self.windows = LoaderState(), 0  # where the next batch begins; windows in those before it
+        self.seed, self.parts, self.ranks = seed, parts, ranks
+        self.train = train_loader(index, sampling, loader, seed=seed, total_batches=total_steps, share=ranks.share)
+        self.trained, self.windows = LoaderState(), 0  # where the next batch begins; windows of those before it
         self.split_loader = cache(self._split_loader)  # its worker processes stay for the next validation
 
     @property
@@ -32,38 +45,49 @@ class ShardDataModule(lightning.LightningDataModule):
         return self.trained.place / self.train.epoch_windows
 
     def note(self, batch: Batch) -> None:
-        """A batch was trained on."""
+        """The global batch that this is of was trained on."""
         self.trained = LoaderState(batch.number + 1, batch.stop)
-        self.windows += len(batch)
+        self.windows += batch.windows
 
-    def state_dict(self) -> dict[str, int]:
+    def place(self) -> dict[str, int]:
+        """What resume() takes."""
         return self.train.state_dict(self.trained) | {"windows": self.windows}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Raises ConfigError where the run was begun with other batches."""
-        self.train.load_state_dict(state)
-        self.trained, self.windows = self.train.state, state["windows"]
+    def resume(self, place: dict[str, int]) -> None:
+        """Go on after the batches trained on. Raises ConfigError where the run was begun with other batches."""
+        self.train.load_state_dict(place)
+        self.trained, self.windows = self.train.state, place["windows"]
 
-    def train_dataloader(self) -> "Onward":
-        if self.trained.batch != self.trainer.global_step:  # Lightning loads no state where it finds none
-            raise CheckpointError(
-                self.trainer.ckpt_path,
-                "does not say which windows its run had seen (another version wrote it)",
-                "remove it to begin the run again, or continue with the version that began it",
-            )
-        return Onward(self.train)
+    def train_dataloader(self) -> "Parts":
+        return Parts(self.train, self.parts)
 
     def _split_loader(self, split: str) -> EvalLoader:
-        """Windows every `step_s` seconds and one ending with each interval, in order."""
-        return eval_loader(self.index, self.sampling, self.loader, split, self.step_s)
+        """This rank's windows of those every `step_s` seconds and one ending with each interval, in order."""
+        return eval_loader(self.index, self.sampling, self.loader, split, self.step_s, self.ranks.share)
+
+    @cached_property
+    def any_batch(self) -> Batch:
+        """One batch of the valid split, the same on all ranks: for a rank that must take part and has none of its own."""
+        return eval_loader(self.index, self.sampling, self.loader, "valid", self.step_s)[0]
 
 
-class Onward:
-    """A loader without a length or a state: Lightning would count its batches from the first step of the run, not from
-    here, and save the state of the batch that it fetches ahead."""
+class Parts:
+    """A rank's shares of global batches, cut into parts.
 
-    def __init__(self, loader: TrainLoader):
-        self.loader = loader
+    It has no length and no state: Lightning would count its batches from the first step of the run, not from here, and
+    save the state of the batch that it fetches ahead.
+    """
 
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.loader)
+    def __init__(self, loader: TrainLoader, parts: int):
+        self.loader, self.parts = loader, parts
+
+    def __iter__(self) -> Iterator[StepPart]:
+        with closing(iter(self.loader)) as batches:
+            while True:
+                began = time.perf_counter()
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                weight, waited_s = float(batch.weight_Q.sum()), time.perf_counter() - began
+                for number, part in enumerate(batch.parts(self.parts)):
+                    yield StepPart(part, number, self.parts, weight, waited_s)

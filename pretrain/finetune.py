@@ -11,10 +11,12 @@ from pretrain.errors import ConfigError
 from pretrain.models.registry import MODELS
 from pretrain.module import DecodingModule
 from pretrain.optim import OptimConfig
+from pretrain.ranks import Ranks, joined
+from pretrain.run import Run
 from pretrain.tasks.registry import TASKS
 from pretrain.tracking import TrackingConfig
 from pretrain.train import chosen_sessions, dims_of, open_run, sampling_of, train, untrained, vocabularies
-from pretrain.trainer import TrainerConfig
+from pretrain.trainer import TrainerConfig, accelerator
 from pretrain.tuning import start_tuned
 from sharding.cache import CacheConfig
 from sharding.index import ShardIndex
@@ -62,15 +64,20 @@ class FinetuneConfig:
 def finetune(config: FinetuneConfig) -> Path:
     """Adapt a checkpoint to the chosen sessions; returns the run folder, whose checkpoint knows old and new sessions.
 
-    Raises ConfigError, ShardError, CheckpointError in one line each.
+    Raises ConfigError, ShardError, CheckpointError in one line each, and Stopped where a signal asked for it.
     """
     if config.mode not in MODES:
         raise ConfigError("mode", f"{config.mode!r} is not a way to finetune", f"take one of {', '.join(MODES)}")
     if not config.checkpoint:
         raise ConfigError("checkpoint", "is not given", "give checkpoint=FOLDER")
-    run = open_run(config)
-    if run.finished:
-        return run.folder
+    with joined(accelerator(config.trainer.device)) as ranks:
+        run = open_run(config, ranks)
+        if run is not None:
+            _finetune(run, config, ranks)
+    return Path(config.run)
+
+
+def _finetune(run: Run, config: FinetuneConfig, ranks: Ranks) -> None:
     source = load_checkpoint(config.checkpoint)
     index = chosen_sessions(config.shards, config.sessions, config.exclude, config.verify, config.cache)
     if config.minutes_of_data is not None:
@@ -84,8 +91,7 @@ def finetune(config: FinetuneConfig) -> Path:
     frozen = {"scratch": 0, "full": config.freeze_steps, "unit_id": config.trainer.steps}[config.mode]
     new_rows = {"unit": len(source.units), "session": len(source.sessions)} if frozen else None
     module = DecodingModule(model, task, config.optim, config.trainer.steps, config.seed, frozen, new_rows)
-    train(run, module, index, sampling, config)
-    return run.folder
+    train(run, module, index, sampling, config, ranks)
 
 
 def _grown(source: Checkpoint, index: ShardIndex, config: FinetuneConfig) -> tuple[nn.Module, nn.Module, Sampling]:

@@ -24,12 +24,17 @@ FREE = (
     "cache.",
     "trainer.threads:",
     "trainer.device:",
+    "trainer.devices:",
+    "trainer.strategy",
+    "trainer.accumulate:",
     "trainer.save_every:",
+    "trainer.keep:",
     "loader.workers:",
     "loader.prefetch:",
     "tracking.",
 )
-_PACKAGES = ("spikeloom", "torch", "lightning", "numpy")
+OLD_SAVE = "last.ckpt"
+_PACKAGES = ("spikeloom", "torch", "lightning", "deepspeed", "numpy")
 
 
 class Run:
@@ -38,7 +43,7 @@ class Run:
     def __init__(self, folder: str | Path, config):
         self.folder = Path(folder)
         self.config = json.loads(json.dumps(asdict(config)))  # tuples become lists, as they do in the file
-        self.resume_file = self.folder / "last.ckpt"
+        self.saves = self.folder / "saves"
         self.checkpoint = self.folder / "checkpoint"
 
     @property
@@ -56,18 +61,17 @@ class Run:
                 "give the settings it was begun with, or another run folder",
             )
 
-    def open(self, index: ShardIndex) -> bool:
-        """Make or take up the folder; True where an interrupted run is to be continued.
-
-        Raises ConfigError where its run was begun on other shards.
-        """
+    def open(self, index: ShardIndex) -> None:
+        """Make or take up the folder. Raises ConfigError where its run was begun on other shards, or by an older version."""
         self.folder.mkdir(parents=True, exist_ok=True)
         begun_on = _read_json(self.folder / "provenance.json").get("shards", {}).get("digest", index.digest())
-        if self.resume_file.exists() and begun_on != index.digest():
+        if self.saves.exists() and begun_on != index.digest():
             raise ConfigError(self.folder, "its run was begun on other shards than these", "give another run folder")
+        if (self.folder / OLD_SAVE).exists():
+            found = f"holds {OLD_SAVE}, an unfinished run of an older version"
+            raise ConfigError(self.folder, found, "finish it with that version, or give another run folder")
         write_whole(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False).encode())
         self._note(started=now(), finished=None, **provenance(index))
-        return self.resume_file.exists()
 
     def close(self, **facts) -> None:
         """Mark the run finished, with the facts of its end."""

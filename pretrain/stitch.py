@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pretrain.outputs import Prediction
+from pretrain.ranks import Ranks
 from sharding.batch import Batch
 from sharding.statistics import TargetStatistics
 from sharding.vocabulary import Vocabulary
@@ -38,6 +39,15 @@ class Stitcher:
         parts = (batch.query_session_Q, batch.stamp_Q, value_QK.detach().float(), batch.target_QK, batch.evaluated_Q)
         self._parts.append(tuple(part.cpu().numpy() for part in parts))
 
+    def gather(self, ranks: Ranks, dims: int) -> None:
+        """Bring what all ranks took in, of `dims` dimensions, to the leader; the others are left with nothing."""
+        if ranks.world == 1:
+            return
+        empty = [np.empty((0, *shape), dtype) for dtype, shape in _column_types(dims)]
+        columns = [np.concatenate(column) for column in zip(*self._parts)] if self._parts else empty
+        gathered = [ranks.gathered(column) for column in columns]
+        self._parts = [tuple(map(np.concatenate, gathered))] if ranks.leader else []
+
     def predictions(self) -> list[Prediction]:
         """One Prediction a session, in the order of the vocabulary."""
         if not self._parts:
@@ -60,6 +70,11 @@ class Stitcher:
                 )
             )
         return out
+
+
+def _column_types(dims: int) -> list[tuple[type, tuple[int, ...]]]:
+    """dtype, and shape but for the rows, of what Stitcher.add() keeps."""
+    return [(np.int64, ()), (np.int64, ()), (np.float32, (dims,)), (np.float32, (dims,)), (np.bool_, ())]
 
 
 @torch.no_grad()

@@ -14,11 +14,12 @@ from pretrain.models.poyo import PoyoConfig
 from pretrain.models.registry import MODELS
 from pretrain.module import DecodingModule
 from pretrain.optim import OptimConfig
+from pretrain.ranks import ALONE, Ranks, joined
 from pretrain.run import Run, commit, versions
 from pretrain.tasks.registry import TASKS
 from pretrain.tasks.regression import RegressionConfig
 from pretrain.tracking import TrackingConfig
-from pretrain.trainer import TrainerConfig, fit
+from pretrain.trainer import TrainerConfig, accelerator, fit
 from pretrain.tuning import start_tuned
 from sharding.cache import CacheConfig
 from sharding.index import ShardIndex
@@ -69,16 +70,21 @@ class PretrainConfig:
 def pretrain(config: PretrainConfig) -> Path:
     """Train a new model on all chosen sessions together; returns the run folder.
 
-    Raises ConfigError, ShardError, CheckpointError in one line each.
+    Called by every process of a launcher, each is a rank of the one training. Raises ConfigError, ShardError,
+    CheckpointError in one line each, and Stopped where a signal asked for it.
     """
-    run = open_run(config)
-    if run.finished:
-        return run.folder
+    with joined(accelerator(config.trainer.device)) as ranks:
+        run = open_run(config, ranks)
+        if run is not None:
+            _pretrain(run, config, ranks)
+    return Path(config.run)
+
+
+def _pretrain(run: Run, config: PretrainConfig, ranks: Ranks) -> None:
     index = chosen_sessions(config.shards, config.sessions, config.exclude, config.verify, config.cache)
     model, task, sampling = untrained(config.model, config.task, config.window_s, index, config)
     module = DecodingModule(model, task, config.optim, config.trainer.steps, config.seed)
-    train(run, module, index, sampling, config)
-    return run.folder
+    train(run, module, index, sampling, config, ranks)
 
 
 def untrained(
@@ -101,7 +107,7 @@ def untrained(
     return model, task, sampling
 
 
-def train(run: Run, module: DecodingModule, index: ShardIndex, sampling: Sampling, config) -> None:
+def train(run: Run, module: DecodingModule, index: ShardIndex, sampling: Sampling, config, ranks: Ranks) -> None:
     """Fit a module on the sessions of an index; `config` has the sections loader, trainer, tracking and the seed."""
     data = ShardDataModule(
         index,
@@ -110,6 +116,8 @@ def train(run: Run, module: DecodingModule, index: ShardIndex, sampling: Samplin
         seed=config.seed,
         total_steps=config.trainer.steps,
         step_s=config.trainer.val_step_s,
+        parts=config.trainer.accumulate,
+        ranks=ranks,
     )
     described = {
         "model": asdict(module.model.config),
@@ -129,14 +137,19 @@ def train(run: Run, module: DecodingModule, index: ShardIndex, sampling: Samplin
     fit(run, module, data, facts, config.trainer, config.tracking)
 
 
-def open_run(config) -> Run:
-    """The run folder of a config; raises ConfigError where it is not named or belongs to a run of other settings."""
+def open_run(config, ranks: Ranks = ALONE) -> Run | None:
+    """The run folder of a config, None where it holds the finished run; raises ConfigError where it is not named or belongs
+    to a run of other settings."""
     for name in ("shards", "run"):
         if not getattr(config, name):
             raise ConfigError(name, "is not given", f"give {name}=FOLDER")
     run = Run(config.run, config)
-    run.check()
-    return run
+
+    def look() -> bool:
+        run.check()
+        return run.finished
+
+    return None if ranks.by_leader(look) else run
 
 
 def chosen_sessions(

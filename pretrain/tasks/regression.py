@@ -8,6 +8,8 @@ from torch import nn
 from pretrain.outputs import Encoded
 from sharding.batch import Batch
 
+LEAST_WEIGHT = 1e-8  # that a loss is divided by: a batch of samples that do not count has no loss
+
 
 @dataclass(frozen=True)
 class RegressionConfig:
@@ -44,7 +46,11 @@ class Regression(nn.Module):
         """Normalised values (Q, K) for features (Q, D)."""
         return self.linear(encoded.feature_QD)
 
+    def loss_sum(self, value_QK: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The loss before it is divided by the weights: a scalar in float32, which adds up over parts of a batch."""
+        error_Q = (value_QK.float() - batch.target_QK).square().mean(dim=-1)
+        return (error_Q * batch.weight_Q).sum()
+
     def loss(self, value_QK: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Scalar loss in float32; zero where every weight of the batch is zero."""
-        error_Q = (value_QK.float() - batch.target_QK).square().mean(dim=-1)
-        return (error_Q * batch.weight_Q).sum() / batch.weight_Q.sum().clamp_min(1e-8)
+        return self.loss_sum(value_QK, batch) / batch.weight_Q.sum().clamp_min(LEAST_WEIGHT)
