@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from functools import cache, cached_property
+from functools import cache
 
 import lightning
 
@@ -64,11 +64,6 @@ class ShardDataModule(lightning.LightningDataModule):
     def _split_loader(self, split: str) -> EvalLoader:
         """This rank's windows of those every `step_s` seconds and one ending with each interval, in order."""
         return eval_loader(self.index, self.sampling, self.loader, split, self.step_s, self.ranks.share)
-
-    @cached_property
-    def any_batch(self) -> Batch:
-        """One batch of the valid split, the same on all ranks: for a rank that must take part and has none of its own."""
-        return eval_loader(self.index, self.sampling, self.loader, "valid", self.step_s)[0]
 
 
 class Parts:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from lightning import Callback
 from torch import nn
 
 from pretrain.checkpoint import Checkpoint, load_checkpoint, load_model, rebuilt
@@ -61,7 +62,7 @@ class FinetuneConfig:
     "of new rows or weights, order of windows, unit dropout and dropout"
 
 
-def finetune(config: FinetuneConfig) -> Path:
+def finetune(config: FinetuneConfig, watch: Callback | None = None) -> Path:
     """Adapt a checkpoint to the chosen sessions; returns the run folder, whose checkpoint knows old and new sessions.
 
     Raises ConfigError, ShardError, CheckpointError in one line each, and Stopped where a signal asked for it.
@@ -73,11 +74,11 @@ def finetune(config: FinetuneConfig) -> Path:
     with joined(accelerator(config.trainer.device)) as ranks:
         run = open_run(config, ranks)
         if run is not None:
-            _finetune(run, config, ranks)
+            _finetune(run, config, ranks, watch)
     return Path(config.run)
 
 
-def _finetune(run: Run, config: FinetuneConfig, ranks: Ranks) -> None:
+def _finetune(run: Run, config: FinetuneConfig, ranks: Ranks, watch: Callback | None) -> None:
     source = load_checkpoint(config.checkpoint)
     index = chosen_sessions(config.shards, config.sessions, config.exclude, config.verify, config.cache)
     if config.minutes_of_data is not None:
@@ -91,7 +92,7 @@ def _finetune(run: Run, config: FinetuneConfig, ranks: Ranks) -> None:
     frozen = {"scratch": 0, "full": config.freeze_steps, "unit_id": config.trainer.steps}[config.mode]
     new_rows = {"unit": len(source.units), "session": len(source.sessions)} if frozen else None
     module = DecodingModule(model, task, config.optim, config.trainer.steps, config.seed, frozen, new_rows)
-    train(run, module, index, sampling, config, ranks)
+    train(run, module, (index, sampling), config, ranks, watch)
 
 
 def _grown(source: Checkpoint, index: ShardIndex, config: FinetuneConfig) -> tuple[nn.Module, nn.Module, Sampling]:

@@ -6,7 +6,6 @@ and the leader alone writes.
 """
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import lightning
@@ -25,12 +24,13 @@ from pretrain.saves import Save, Saves
 from pretrain.speed import Meter
 from pretrain.stitch import Stitcher
 from pretrain.stopping import StopRequest
-from pretrain.strategy import Spread
+from pretrain.strategy import Spread, global_norm
 from pretrain.tracking import Tracker
+from sharding.batch import Batch
 
 
 @dataclass(frozen=True)
-class Watch:
+class Instruments:
     """Where measurements go; the tracker is None on all ranks but the leader."""
 
     meter: Meter
@@ -42,9 +42,16 @@ class Watch:
 class Keeper(lightning.Callback):
     """Drives the rhythm of a run; its few numbers travel in every save."""
 
-    def __init__(self, run: Run, data: ShardDataModule, facts: dict, config, spread: Spread, watch: Watch):
+    def __init__(self, run: Run, data: ShardDataModule, facts: dict, config, spread: Spread, instruments: Instruments):
         """`facts` are the fields of a Checkpoint beside its weights, `config` a TrainerConfig."""
-        self.run, self.data, self.facts, self.config, self.spread, self.watch = run, data, facts, config, spread, watch
+        self.run, self.data, self.facts, self.config, self.spread, self.instruments = (
+            run,
+            data,
+            facts,
+            config,
+            spread,
+            instruments,
+        )
         self.ranks: Ranks = data.ranks
         self.saves = Saves(run.saves, config.keep)
         self.stop, self.stopped = StopRequest(), None
@@ -52,8 +59,9 @@ class Keeper(lightning.Callback):
         self.loss_sum, self.loss_steps, self.latest = 0.0, 0, {}
         self.average: WeightAverage | None = None
         self._restored: Save | None = None
+        self._rhythms = config.log_every, config.val_every, config.save_every
         self._addends: list[torch.Tensor] = []  # of the steps since the losses were last looked at
-        self._replayable: list[tuple[int, list[StepPart]]] = []  # those steps and their batches
+        self._batches: list[tuple[int, list[Batch]]] = []  # those steps and this rank's parts of their batches
 
     # ------------------------------------------------------------------------------------------------ state
 
@@ -67,8 +75,8 @@ class Keeper(lightning.Callback):
         for name in ("best", "best_step", "loss_sum", "loss_steps", "latest"):
             setattr(self, name, facts[name])
         self.best = -math.inf if self.best is None else self.best
-        self.watch.alarms.load_state_dict(facts["alarms"])
-        self.watch.meter.load_state_dict(facts["meter"])
+        self.instruments.alarms.load_state_dict(facts["alarms"])
+        self.instruments.meter.load_state_dict(facts["meter"])
         self._restored = save
 
     def _facts(self, step: int) -> dict:
@@ -79,11 +87,16 @@ class Keeper(lightning.Callback):
             "loss_steps": self.loss_steps,
             "latest": self.latest,
             "average_steps": self.average.steps if self.average else None,
-            "alarms": self.watch.alarms.state_dict(),
-            "meter": self.watch.meter.state_dict(),
+            "alarms": self.instruments.alarms.state_dict(),
+            "meter": self.instruments.meter.state_dict(),
         }
         written_by = {"world": self.ranks.world, "strategy": self.spread.name}
         return {"step": step, "loader": self.data.place(), "keeper": keeper, "written_by": written_by}
+
+    def summary(self) -> dict:
+        """What the run came to: its best step, and the alarms."""
+        best = {"step": self.best_step, "valid/r2": self.best if math.isfinite(self.best) else None}
+        return {"best": best, "alarms": self.instruments.alarms.summary()}
 
     def _save(self, module: DecodingModule, step: int) -> None:
         tensors = {f"weights/{name}": tensor for name, tensor in (self.spread.whole_weights(module) or {}).items()}
@@ -105,7 +118,7 @@ class Keeper(lightning.Callback):
             self._take_back(module, self._restored)
         if trainer.global_step == 0:  # an untrained or merely enlarged model is a candidate too
             self._record(0, self._validate(trainer, module, 0))
-        self.watch.meter.start()
+        self.instruments.meter.start()
 
     def _take_back(self, module: DecodingModule, save: Save) -> None:
         state: dict[str, dict[str, torch.Tensor]] = {}
@@ -121,33 +134,41 @@ class Keeper(lightning.Callback):
         if part.first:
             module.step_weight, asked = self.ranks.sums(part.weight, bool(self.stop.asked))
             self.stopped = (self.stop.asked or "a signal to another rank") if asked else None
+            self._addends.append(torch.zeros((), device=module.device))
+            self._batches.append((trainer.global_step + 1, []))
+            self.instruments.meter.begin(part.waited_s)
+        self._batches[-1][1].append(part.batch)
+        self._last_part = part.last
+
+    def on_after_backward(self, trainer, module: DecodingModule) -> None:
+        self._addends[-1] = self._addends[-1] + module.latest
 
     def on_before_optimizer_step(self, trainer, module: DecodingModule, optimizer) -> None:
-        self._lr = optimizer.param_groups[0]["lr"]
-        if self._due(trainer.global_step + 1, self.config.log_every):
+        if not self._last_part:  # DeepSpeed accumulates by itself, and is asked to step after every part
+            return
+        self._lr, step = optimizer.param_groups[0]["lr"], trainer.global_step + 1
+        if self._due(step, self.config.log_every):
             self.spread.note_gradients(module)
+        on_cpu = trainer.strategy.root_device.type == "cpu"  # where looking at a number waits for nothing
+        if on_cpu or self.stopped or any(self._due(step, every) for every in self._rhythms):
+            self._look_at_losses(module)
 
     def on_train_batch_end(self, trainer, module: DecodingModule, outputs, part: StepPart, batch_idx: int) -> None:
-        self._note(part, module.latest, trainer.global_step)
+        self.instruments.meter.note(part.batch)
         if not part.last:
             return
         step, row = trainer.global_step, {}
         self.data.note(part.batch)
         if self.average:
             self.average.update()
-        logs, validates, saves = (
-            self._due(step, every) for every in (self.config.log_every, self.config.val_every, self.config.save_every)
-        )
-        saves = saves or self.stopped
-        if logs or validates or saves or trainer.strategy.root_device.type == "cpu":
-            self._look_at_losses(module)
+        logs, validates, saves = (self._due(step, every) for every in self._rhythms)
         if logs:
             row |= self._training(module, step)
         if validates:
             row |= self._validate(trainer, module, step)
         if row:
             self._record(step, row)
-        if saves:
+        if saves or self.stopped:
             self._save(module, step)
         if self.stopped and step < self.config.steps:
             trainer.should_stop = True
@@ -160,43 +181,33 @@ class Keeper(lightning.Callback):
 
     # ------------------------------------------------------------------------------------------------ measuring
 
-    def _note(self, part: StepPart, addend: torch.Tensor, step: int) -> None:
-        if part.first:
-            self._addends.append(addend)
-            self._replayable.append((step + (not part.last), []))
-            self.watch.meter.begin(part.waited_s)
-        else:
-            self._addends[-1] = self._addends[-1] + addend
-        self._replayable[-1][1].append(part)
-        self.watch.meter.note(part.batch)
-
     def _look_at_losses(self, module: DecodingModule) -> None:
         """Add the losses of the steps since the last look to the mean; raises ConfigError where one is not finite."""
         if not self._addends:
             return
         losses = self.ranks.sums(*torch.stack(self._addends).tolist())
-        for (step, parts), loss in zip(self._replayable, losses):
+        for (step, batches), loss in zip(self._batches, losses):
             if not math.isfinite(loss):
-                self.watch.alarms.loss(step, loss, [part.batch for part in parts], module)
+                self.instruments.alarms.loss(step, loss, batches, module)
         self.loss_sum, self.loss_steps = self.loss_sum + math.fsum(losses), self.loss_steps + len(losses)
-        self._addends, self._replayable = [], []
+        self._addends, self._batches = [], []
 
     def _training(self, module: DecodingModule, step: int) -> dict[str, float]:
         """Mean loss since the last row, norms, rate and speed."""
         loss = self.loss_sum / self.loss_steps
         self.loss_sum, self.loss_steps = 0.0, 0
         norms = self.spread.weight_norms(module)
-        self.watch.alarms.norms(step, norms)
+        self.instruments.alarms.norms(step, norms)
         return {
             "train/loss": loss,
             "train/grad_norm": self.spread.gradient_norm(module),
             "lr": self._lr,
-            "train/weight_norm": math.hypot(*norms.values()),
-        } | self.watch.meter.row()
+            "train/weight_norm": global_norm(norms.values()),
+        } | self.instruments.meter.row()
 
     def _validate(self, trainer, module: DecodingModule, step: int) -> dict[str, float]:
         """Loss and R2 of the valid split; the weights, or their average, are exported where the mean R2 is the best yet."""
-        with self.average.in_place() if self.average else nullcontext(), self.watch.meter.paused():
+        with self.spread.reading(module, self.average), self.instruments.meter.paused():
             return self._judge(trainer, module, step)
 
     def _judge(self, trainer, module: DecodingModule, step: int) -> dict[str, float]:
@@ -205,14 +216,12 @@ class Keeper(lightning.Callback):
         loss_sum, weight_sum = 0.0, 0.0
         module.eval()
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
-            for batch in self._valid_batches():
-                moved = (batch or self.data.any_batch).to(module.device)
-                loss, value_QK = module.losses(moved)
-                if batch is None:  # another rank has one more, and parameters that are spread need all ranks
-                    continue
-                weight = float(moved.weight_Q.sum())
+            for batch in self.data.split_loader("valid"):
+                batch = batch.to(module.device)
+                loss, value_QK = module.losses(batch)
+                weight = float(batch.weight_Q.sum())
                 loss_sum, weight_sum = loss_sum + float(loss) * weight, weight_sum + weight
-                stitcher.add(moved, value_QK)
+                stitcher.add(batch, value_QK)
         module.train()
         loss_sum, weight_sum = self.ranks.sums(loss_sum, weight_sum)
         stitcher.gather(self.ranks, self.facts["config"]["dims"])
@@ -222,18 +231,11 @@ class Keeper(lightning.Callback):
         if math.isnan(mean) or mean > self.best:  # without anything to validate on, the latest weights are kept
             self.best, self.best_step = (self.best if math.isnan(mean) else mean), step
             self._export(module)
-        self.watch.alarms.scores(step, self.config.steps, scores)
-        if self.watch.tracker:
-            self.watch.tracker.judged(step, scores, predictions)
+        self.instruments.alarms.scores(step, self.config.steps, scores)
+        if self.instruments.tracker:
+            self.instruments.tracker.judged(step, scores, predictions)
         loss = loss_sum / weight_sum if weight_sum else math.nan
         return {"valid/loss": loss, "valid/r2": mean} | {f"valid/r2/{name}": score for name, score in scores.items()}
-
-    def _valid_batches(self):
-        """This rank's batches of the valid split, and None for each that another rank has beyond them."""
-        loader = self.data.split_loader("valid")
-        (most,) = self.ranks.most(len(loader))
-        yield from loader
-        yield from [None] * (int(most) - len(loader))
 
     def _export(self, module: DecodingModule) -> None:
         weights = self.spread.whole_weights(module)
@@ -246,6 +248,6 @@ class Keeper(lightning.Callback):
     def _record(self, step: int, row: dict[str, float]) -> None:
         row = {"step": step, "epoch": self.data.epoch, "windows": self.data.windows} | row
         self.latest |= {name: row[name] for name in ("train/loss", "valid/r2") if name in row}
-        if self.watch.tracker:
-            self.watch.tracker.record(row)
-            self.watch.progress.update(step, self.latest | row, told="valid/r2" in row)
+        if self.instruments.tracker:
+            self.instruments.tracker.record(row)
+            self.instruments.progress.update(step, self.latest | row, told="valid/r2" in row)

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from pretrain.errors import ConfigError, DataError
+from pretrain.saves import Saves
 from sharding.index import ShardIndex
 
 # Settings that may differ when a run is continued: they say where and how fast, not what is computed.
@@ -70,6 +72,9 @@ class Run:
         if (self.folder / OLD_SAVE).exists():
             found = f"holds {OLD_SAVE}, an unfinished run of an older version"
             raise ConfigError(self.folder, found, "finish it with that version, or give another run folder")
+        Saves(self.saves).clear()
+        for left in self.folder.glob(f".{self.checkpoint.name}.*"):  # of writers that were killed
+            shutil.rmtree(left, ignore_errors=True)
         write_whole(self.folder / "config.yaml", yaml.safe_dump(self.config, sort_keys=False).encode())
         self._note(started=now(), finished=None, **provenance(index))
 

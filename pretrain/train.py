@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning import Callback
 from torch import nn
 
 from pretrain.datamodule import ShardDataModule
@@ -67,24 +68,24 @@ class PretrainConfig:
     "of initial weights, order of windows, unit dropout and dropout"
 
 
-def pretrain(config: PretrainConfig) -> Path:
+def pretrain(config: PretrainConfig, watch: Callback | None = None) -> Path:
     """Train a new model on all chosen sessions together; returns the run folder.
 
-    Called by every process of a launcher, each is a rank of the one training. Raises ConfigError, ShardError,
+    Called by every process of a launcher, each is a rank of the one training. `watch` looks on. Raises ConfigError, ShardError,
     CheckpointError in one line each, and Stopped where a signal asked for it.
     """
     with joined(accelerator(config.trainer.device)) as ranks:
         run = open_run(config, ranks)
         if run is not None:
-            _pretrain(run, config, ranks)
+            _pretrain(run, config, ranks, watch)
     return Path(config.run)
 
 
-def _pretrain(run: Run, config: PretrainConfig, ranks: Ranks) -> None:
+def _pretrain(run: Run, config: PretrainConfig, ranks: Ranks, watch: Callback | None) -> None:
     index = chosen_sessions(config.shards, config.sessions, config.exclude, config.verify, config.cache)
     model, task, sampling = untrained(config.model, config.task, config.window_s, index, config)
     module = DecodingModule(model, task, config.optim, config.trainer.steps, config.seed)
-    train(run, module, index, sampling, config, ranks)
+    train(run, module, (index, sampling), config, ranks, watch)
 
 
 def untrained(
@@ -107,8 +108,16 @@ def untrained(
     return model, task, sampling
 
 
-def train(run: Run, module: DecodingModule, index: ShardIndex, sampling: Sampling, config, ranks: Ranks) -> None:
+def train(
+    run: Run,
+    module: DecodingModule,
+    source: tuple[ShardIndex, Sampling],
+    config,
+    ranks: Ranks,
+    watch: Callback | None,
+) -> None:
     """Fit a module on the sessions of an index; `config` has the sections loader, trainer, tracking and the seed."""
+    index, sampling = source
     data = ShardDataModule(
         index,
         sampling,
@@ -134,7 +143,7 @@ def train(run: Run, module: DecodingModule, index: ShardIndex, sampling: Samplin
         commit=commit(),
         versions=versions(),
     )
-    fit(run, module, data, facts, config.trainer, config.tracking)
+    fit(run, module, data, facts, config.trainer, config.tracking, watch)
 
 
 def open_run(config, ranks: Ranks = ALONE) -> Run | None:

@@ -1,7 +1,6 @@
 """The steps of a training: Lightning drives them, over one device or many, the Keeper beside it does what is between."""
 
 import logging
-import math
 import os
 import warnings
 from contextlib import contextmanager
@@ -13,14 +12,14 @@ import torch
 from pretrain.alarms import Alarms
 from pretrain.datamodule import ShardDataModule
 from pretrain.errors import ConfigError, Stopped
-from pretrain.keeper import Keeper, Watch
+from pretrain.keeper import Instruments, Keeper
 from pretrain.module import DecodingModule
 from pretrain.progress import StepProgress
 from pretrain.ranks import Ranks
 from pretrain.run import Run
 from pretrain.saves import Save, Saves
 from pretrain.speed import meter_of
-from pretrain.strategy import Spread, StrategyConfig, spread
+from pretrain.strategy import StrategyConfig, spread
 from pretrain.tracking import TrackingConfig, tracker_of
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -73,11 +72,12 @@ def fit(
     facts: dict,
     config: TrainerConfig,
     tracking: TrackingConfig,
+    watch: lightning.Callback | None = None,
 ) -> None:
     """Train to `config.steps`, from the newest save where the run has one; the best weights on validation are exported.
 
-    `facts` are the fields of the Checkpoint beside its weights. Raises ConfigError where the loss stops being finite, and
-    Stopped where a signal asked for it.
+    `facts` are the fields of the Checkpoint beside its weights; `watch` looks on, before anything is recorded or saved.
+    Raises ConfigError where the loss stops being finite, and Stopped where a signal asked for it.
     """
     ranks, device = data.ranks, accelerator(config.device)
     ranks.same("the shards' digest", data.index.digest())
@@ -85,22 +85,22 @@ def fit(
     save = _newest(run, config, ranks)
     begin = save.step if save else 0
     _set_threads(config, ranks, device)
-    spreading = spread(
-        config.strategy, ranks, device, config.precision, freezes=0 < module.frozen_steps, parts=config.accumulate
-    )
+    spreading = spread(config.strategy, ranks, device, config.precision, freezes=0 < module.frozen_steps)
     module.among(ranks, begin, spreading.shards)
     alarms = Alarms(run.folder, data, ranks)
     tracker = tracker_of(tracking, run, data.index, begin if save else None) if ranks.leader else None
     meter = meter_of(module, ranks, device, config.precision, tracking)
     try:
         with StepProgress(config.steps, begin, quiet=not ranks.leader) as progress, _quiet():
-            keeper = Keeper(run, data, facts, config, spreading, Watch(meter, alarms, progress, tracker))
+            keeper = Keeper(run, data, facts, config, spreading, Instruments(meter, alarms, progress, tracker))
             if save:
                 keeper.resume(save, module)
-            trainer = _lightning(config, run, keeper, module.optim.clip_norm, spreading, device)
+            trainer = _lightning(config, keeper, [watch] if watch else [], module.optim.clip_norm, device)
             _begin_at(trainer, begin)
             module.train()
             trainer.fit(module, datamodule=data)
+        if tracker:
+            tracker.summarise(keeper.summary())
     finally:
         if tracker:
             tracker.close()
@@ -112,15 +112,14 @@ def _finish(run: Run, keeper: Keeper, trainer: lightning.Trainer, ranks: Ranks) 
         assert keeper.stopped, "the plan gave fewer batches than steps"
         found = f"stopped by {keeper.stopped} after step {trainer.global_step}, which is saved"
         raise Stopped(run.folder, found, "run the same command again to go on")
-    tracker = keeper.watch.tracker
+    tracker = keeper.instruments.tracker
     ranks.by_leader(
         lambda: run.close(
             seconds=round(tracker.file.seconds, 1),
-            best={"step": keeper.best_step, "valid/r2": keeper.best if math.isfinite(keeper.best) else None},
             device=str(trainer.strategy.root_device),
             ranks=ranks.world,
             strategy=keeper.spread.name,
-            alarms=keeper.watch.alarms.summary(),
+            **keeper.summary(),
         )
     )
 
@@ -145,29 +144,28 @@ def _set_threads(config: TrainerConfig, ranks: Ranks, device: str) -> None:
 
 
 def _lightning(
-    config: TrainerConfig, run: Run, keeper: Keeper, clip_norm: float, spreading: Spread, device: str
+    config: TrainerConfig, keeper: Keeper, before: list[lightning.Callback], clip_norm: float, device: str
 ) -> lightning.Trainer:
-    ranks = keeper.ranks
+    ranks, spreading = keeper.ranks, keeper.spread
     return lightning.Trainer(
         accelerator=device,
         devices=ranks.local_world,
         num_nodes=ranks.world // ranks.local_world,
         strategy=spreading.lightning,
-        plugins=spreading.plugins,
+        plugins=spreading.plugins,  # which hold the precision
         accumulate_grad_batches=config.accumulate,
         max_steps=config.steps,
         max_epochs=-1,
         gradient_clip_val=clip_norm or None,
-        callbacks=[keeper],
+        callbacks=[*before, keeper],
         logger=False,
-        default_root_dir=run.folder,
+        default_root_dir=keeper.run.folder,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
         use_distributed_sampler=False,
         log_every_n_steps=1,
-        **({} if spreading.plugins_set_precision else {"precision": config.precision}),
     )
 
 
