@@ -1,0 +1,207 @@
+"""What goes wrong in a training, noticed: numbers that are not finite, weights that collapse or explode, sessions that are
+never decoded.
+
+    RUN/alarms.jsonl           a line an alarm, as they stand in the log
+    RUN/alarms/step-N.json     where a step's loss was not finite: its windows and what was found, for `spikeloom replay`
+
+Alarms travel in every save: a resumed run tells nothing twice.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from pretrain.datamodule import ShardDataModule
+from pretrain.errors import ConfigError
+from pretrain.module import DecodingModule
+from pretrain.ranks import Ranks
+from pretrain.run import write_whole
+from sharding.batch import Batch
+
+LOG = logging.getLogger("spikeloom")
+FELL, ROSE = 0.01, 100.0  # of a weight's norm: the share of its greatest, and the multiple of its first (1 at least)
+BELOW_ZERO = 3  # validations in a row, in the second half of a training, that a session's R2 is below zero
+NAMED = 8  # names that a line lists
+
+
+class Alarms:
+    """Told what a training measures, says what is wrong with it, each thing once; the leader writes."""
+
+    def __init__(self, folder: str | Path, data: ShardDataModule, ranks: Ranks):
+        self.folder, self.data, self.ranks = Path(folder), data, ranks
+        self.told: list[dict] = []
+        self._norms: dict[str, list[float]] = {}  # first and greatest
+        self._below: dict[str, int] = {}  # validations in a row
+        self._write()
+
+    # ------------------------------------------------------------------------------------------------ kinds
+
+    def loss(self, step: int, value: float, batches: Sequence[Batch], module: DecodingModule) -> None:
+        """The loss of a step was not finite: write what can be known of it, raise ConfigError. Asked by all ranks together.
+
+        `batches` are this rank's parts of the step's global batch. With weights that the step has not yet moved the first
+        tensor is named that is not finite; else those of the batch, the gradients and the weights.
+        """
+        found = found_in(batches, module, alone=self.ranks.world == 1)
+        record = {
+            "step": step,
+            "loss": str(value),
+            "batch": batches[0].number,
+            "seed": self.data.seed,
+            "found": found,
+            "windows": self._windows(batches),
+        }
+        where = self.folder / "alarms" / f"step-{step}.json"
+        first = found[0] if found else "all that is left to see is finite"
+        line = f"the loss of step {step} is {value}; {first}"
+
+        def write() -> None:
+            where.parent.mkdir(exist_ok=True)
+            write_whole(where, json.dumps(record, indent=1).encode())
+            self._tell("loss", step, line, names=[first], log=False)
+
+        self.ranks.by_leader(write)
+        do = f"see it again by `spikeloom replay {self.folder}`; lower optim.lr or set optim.clip_norm where data are sound"
+        raise ConfigError(f"step {step}", f"the loss is {value} ({first})", do)
+
+    def norms(self, step: int, norms: dict[str, float]) -> None:
+        """Norms of the weights by name: one that fell below 1 % of its greatest, or rose a hundredfold, is told."""
+        fallen, risen = [], []
+        for name, norm in norms.items():
+            first, greatest = self._norms.setdefault(name, [norm, norm])
+            self._norms[name][1] = greatest = max(greatest, norm)
+            if norm < FELL * greatest:
+                fallen.append((name, greatest, norm))
+            elif not norm <= ROSE * max(first, 1.0):  # NaN too
+                risen.append((name, first, norm))
+        cures = {
+            "fall": "LAMB shrinks what has no gradient: begin again with optim.safe=true, or a lower optim.weight_decay",
+            "rise": "lower optim.lr, or set optim.clip_norm",
+        }
+        for kind, found in (("fall", fallen), ("rise", risen)):
+            new = [row for row in found if not self._known(kind, row[0])]
+            if new:
+                parts = [f"{name} from {before:.3g} to {now:.3g}" for name, before, now in new]
+                self._tell(kind, step, f"weight norms {kind}: {_some(parts)}; {cures[kind]}", [row[0] for row in new])
+
+    def scores(self, step: int, total_steps: int, scores: dict[str, float]) -> None:
+        """R2 by session of a validation: sessions below zero in three in a row of the second half are told together.
+
+        After the last step two in a row are enough.
+        """
+        if 2 * step < total_steps:
+            return
+        enough = 2 if step == total_steps else BELOW_ZERO
+        for session, score in scores.items():
+            self._below[session] = 0 if not score < 0 else self._below.get(session, 0) + 1
+        new = [name for name in scores if self._below[name] >= enough and not self._known("below zero", name)]
+        if new:
+            found = f"{len(new)} of {len(scores)} sessions are decoded worse than by their mean: R2 stays below zero"
+            self._tell(
+                "below zero", step, f"{found} in {_some(new)}; look at their units and signals, or exclude them", new
+            )
+
+    # ------------------------------------------------------------------------------------------------ record
+
+    def summary(self) -> list[dict]:
+        """All alarms of the run, as in alarms.jsonl."""
+        return self.told
+
+    def state_dict(self) -> dict:
+        return {"told": self.told, "norms": self._norms, "below": self._below}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.told, self._norms, self._below = state["told"], state["norms"], state["below"]
+        self._write()
+
+    def _known(self, kind: str, name: str) -> bool:
+        return any(alarm["kind"] == kind and name in alarm["names"] for alarm in self.told)
+
+    def _tell(self, kind: str, step: int, line: str, names: list[str], log: bool = True) -> None:
+        self.told.append({"step": step, "kind": kind, "names": names, "line": line})
+        if log and self.ranks.leader:
+            LOG.warning("step %d: %s", step, line)
+        self._write()
+
+    def _write(self) -> None:
+        if self.ranks.leader:
+            write_whole(self.folder / "alarms.jsonl", "".join(json.dumps(alarm) + "\n" for alarm in self.told).encode())
+
+    def _windows(self, batches: Sequence[Batch]) -> list[dict]:
+        """Place, session and start (microseconds) of every window of the global batch, on the leader."""
+        real = [batch.place_B.cpu().numpy() for batch in batches if not batch.idle]
+        places = self.ranks.gathered(np.concatenate([np.zeros(0, np.int64), *real]))
+        if places is None:
+            return []
+        return windows_at(self.data, np.sort(np.concatenate(places)))
+
+
+def windows_at(data: ShardDataModule, places: np.ndarray) -> list[dict]:
+    """Place in the plan, session and start (microseconds on its clock) of training windows."""
+    table = data.train.windows(places)
+    sessions = data.index.segments.session[table.segment]
+    ids = data.index.session_ids
+    rows = zip(places.tolist(), sessions.tolist(), table.start_us.tolist())
+    return [{"place": place, "session": ids[session], "start_us": start} for place, session, start in rows]
+
+
+# ------------------------------------------------------------------------------------------------ what is not finite
+
+
+def found_in(batches: Sequence[Batch], module: DecodingModule, alone: bool) -> list[str]:
+    """What is not finite, a line each, the likeliest cause first: tensors of the batch, then where the numbers stop being
+    finite when the batch is run through again (`alone`, and while the weights are finite), gradients, weights."""
+    weights = not_finite(module.named_parameters())
+    run_again = alone and not weights
+    lines = [f"{name} of the batch has {bad}" for batch in batches for name, bad in not_finite(batch.tensors().items())]
+    if run_again:
+        for batch in batches:
+            with first_output(module) as seen, torch.no_grad():
+                module.addend(batch)
+            lines += [f"the output of {name} has {bad}" for name, bad in seen[:1]]
+    grads = ((name, weight.grad) for name, weight in module.named_parameters() if weight.grad is not None)
+    lines += [f"the gradient of {name} has {bad}" for name, bad in not_finite(grads)]
+    return lines + [f"the weight {name} has {bad}" for name, bad in weights]
+
+
+def not_finite(named) -> list[tuple[str, str]]:
+    """Names of the tensors (of pairs name, tensor) that hold NaN or infinity, with how many they hold."""
+    return [(name, told) for name, tensor in named if (told := _told(tensor))]
+
+
+def _told(tensor: torch.Tensor) -> str:
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
+        return ""
+    nan, bad = int(tensor.isnan().sum()), int((~torch.isfinite(tensor)).sum())
+    return f"{nan} NaN and {bad - nan} infinite of {tensor.numel()}"
+
+
+@contextmanager
+def first_output(module: nn.Module) -> Iterator[list[tuple[str, str]]]:
+    """While inside, the outputs of submodules that are not finite, by name and in the order in which they come."""
+    seen: list[tuple[str, str]] = []
+
+    def look(name: str) -> Callable:
+        def hook(_module, _inputs, output) -> None:
+            outputs = output if isinstance(output, tuple) else (output,)
+            seen.extend((name, told) for part in outputs if isinstance(part, torch.Tensor) and (told := _told(part)))
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, part in module.named_modules():
+            if name:
+                stack.callback(part.register_forward_hook(look(name)).remove)
+        yield seen
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
