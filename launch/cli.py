@@ -1,6 +1,8 @@
 """The `spikeloom` command: VERB [CONFIG] [key=value ...] into a call of the verb, errors into a line and an exit code.
 
-Exit codes: 0 done, 1 a fault of the data (or the disk), 2 a fault of the command or its configuration, 130 interrupted.
+Exit codes: 0 done; 1 a fault of the data (or the disk); 2 a fault of the command or its configuration; 75 a training that
+was asked to stop (SIGUSR1, SIGTERM, Ctrl-C), has saved, and goes on when the same command is run again; 130 interrupted.
+Of several ranks each but the first begins its lines with "[rank 3] ", and is silent on what another rank tells.
 """
 
 import errno
@@ -8,12 +10,14 @@ import json
 import os
 import re
 import sys
+import traceback
 from importlib.metadata import version
 
 from data_prep.errors import ConfigError, MendableError
 from launch.commands import VERBS
 from launch.config import load, to_yaml
 from launch.files import did_you_mean
+from launch.local_ranks import rank_told, told_by_another
 from launch.usage import overview, verb_usage
 from launch.verb import Verb
 
@@ -27,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except MendableError as error:
-        return _fail(str(error), error.exit_code)
+        return error.exit_code if told_by_another(error) else _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of our output went away, as `head` does
@@ -35,9 +39,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except Exception as error:
         line = _of_the_disk(error)
-        if line is None:
-            raise
-        return _fail(line, 1)
+        if line is not None:
+            return _fail(line, 1)
+        if rank_told():
+            return _say(traceback.format_exc(), 1)
+        raise
 
 
 def _run(argv: list[str]) -> int:
@@ -96,8 +102,16 @@ def _file_and_settings(name: str, words: list[str], many: bool) -> tuple[str | N
 
 
 def _fail(line: str, code: int) -> int:
+    return _say("spikeloom: " + " ".join(line.split()), code)
+
+
+def _say(text: str, code: int) -> int:
+    """Text on stderr, in one piece, so that the lines of several ranks do not mix; gives the code."""
     sys.stdout.flush()
-    print("spikeloom: " + " ".join(line.split()), file=sys.stderr)
+    rank = rank_told()
+    lines = (f"[rank {rank}] {line}" if rank else line for line in text.splitlines())
+    sys.stderr.write("\n".join(lines) + "\n")
+    sys.stderr.flush()
     return code
 
 

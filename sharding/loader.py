@@ -118,6 +118,10 @@ class TrainLoader:
                 self.state = LoaderState(batch.number + 1, batch.stop)
                 yield batch
 
+    def windows(self, places: np.ndarray) -> WindowTable:
+        """Which windows stand at places (n,) of the plan, such as those of Batch.place_B."""
+        return self._make.plan.table(places)
+
     def state_dict(self, state: LoaderState | None = None) -> dict[str, int]:
         """What load_state_dict() takes, three integers; of another state where one is given."""
         state = state or self.state

@@ -222,6 +222,17 @@ def test_batches_of_an_epoch_are_its_plan_in_order_and_the_last_partial_one_is_d
         assert mine[-1].stop == (epoch + 1) * plan.windows
 
 
+def test_the_windows_of_a_batch_are_told_by_their_places(index):
+    loader = loader_of(index, unit_dropout=None)
+    for batch in list(loader)[:2]:
+        table = loader.windows(batch.place_B.numpy())
+        first = batch.query_length_B.cumsum(0) - batch.query_length_B  # of each window that has a query
+        stamp_us = batch.stamp_Q[first] - (batch.query_time_Q[first].double() * 1e6).round().long()
+        assert table.start_us.tolist() == stamp_us.tolist() and batch.query_length_B.all()
+        expected = [index.session_ids[row - 1] for row in batch.session_B]  # row 0 is for unknown ones
+        assert [index.session_ids[s] for s in index.segments.session[table.segment]] == expected
+
+
 def test_without_dropping_an_epoch_is_every_window_once(index):
     plan = TrainPlan(index, 1.0, SEED)
     found = batches(index, total=-(-plan.windows // 9), batch_windows=9, drop_rest=False)
