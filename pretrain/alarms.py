@@ -9,9 +9,9 @@ Alarms travel in every save: a resumed run tells nothing twice.
 
 import json
 import logging
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import nn
 
 from pretrain.datamodule import ShardDataModule
 from pretrain.errors import ConfigError
-from pretrain.module import DecodingModule
+from pretrain.module import DecodingModule, seed_step
 from pretrain.ranks import Ranks
 from pretrain.run import write_whole
 from sharding.batch import Batch
@@ -46,10 +46,11 @@ class Alarms:
     def loss(self, step: int, value: float, batches: Sequence[Batch], module: DecodingModule) -> None:
         """The loss of a step was not finite: write what can be known of it, raise ConfigError. Asked by all ranks together.
 
-        `batches` are this rank's parts of the step's global batch. With weights that the step has not yet moved the first
-        tensor is named that is not finite; else those of the batch, the gradients and the weights.
+        `batches` are this rank's parts of the step's global batch. Where the weights are still those from before the step
+        and one process trains, the first output that is not finite is named; else what is left to see: tensors of the
+        batch, gradients, weights.
         """
-        found = found_in(batches, module, alone=self.ranks.world == 1)
+        found = found_in(step, batches, module)
         record = {
             "step": step,
             "loss": str(value),
@@ -59,17 +60,20 @@ class Alarms:
             "windows": self._windows(batches),
         }
         where = self.folder / "alarms" / f"step-{step}.json"
-        first = found[0] if found else "all that is left to see is finite"
-        line = f"the loss of step {step} is {value}; {first}"
+        first = found[0] if found else "on this rank all is finite"
 
-        def write() -> None:
+        def tell() -> None:
             where.parent.mkdir(exist_ok=True)
             write_whole(where, json.dumps(record, indent=1).encode())
-            self._tell("loss", step, line, names=[first], log=False)
+            self._tell("loss", step, f"the loss is {value}; {first}", names=[first])
+            raise ConfigError(
+                f"step {step}",
+                f"the loss is {value} ({first}; {where} names its windows)",
+                f"look closer by `spikeloom replay run={self.folder}`; where the data are sound lower optim.lr or set "
+                "optim.clip_norm",
+            )
 
-        self.ranks.by_leader(write)
-        do = f"see it again by `spikeloom replay {self.folder}`; lower optim.lr or set optim.clip_norm where data are sound"
-        raise ConfigError(f"step {step}", f"the loss is {value} ({first})", do)
+        self.ranks.by_leader(tell)
 
     def norms(self, step: int, norms: dict[str, float]) -> None:
         """Norms of the weights by name: one that fell below 1 % of its greatest, or rose a hundredfold, is told."""
@@ -124,9 +128,9 @@ class Alarms:
     def _known(self, kind: str, name: str) -> bool:
         return any(alarm["kind"] == kind and name in alarm["names"] for alarm in self.told)
 
-    def _tell(self, kind: str, step: int, line: str, names: list[str], log: bool = True) -> None:
+    def _tell(self, kind: str, step: int, line: str, names: list[str]) -> None:
         self.told.append({"step": step, "kind": kind, "names": names, "line": line})
-        if log and self.ranks.leader:
+        if self.ranks.leader:
             LOG.warning("step %d: %s", step, line)
         self._write()
 
@@ -155,43 +159,65 @@ def windows_at(data: ShardDataModule, places: np.ndarray) -> list[dict]:
 # ------------------------------------------------------------------------------------------------ what is not finite
 
 
-def found_in(batches: Sequence[Batch], module: DecodingModule, alone: bool) -> list[str]:
-    """What is not finite, a line each, the likeliest cause first: tensors of the batch, then where the numbers stop being
-    finite when the batch is run through again (`alone`, and while the weights are finite), gradients, weights."""
+@dataclass(frozen=True)
+class Numbers:
+    """What a tensor holds: how many numbers, how many that are not finite, the largest size of the others."""
+
+    name: str
+    size: int
+    nan: int
+    infinite: int
+    largest: float
+
+    @staticmethod
+    def of(name: str, tensor: torch.Tensor) -> "Numbers":
+        tensor = tensor.detach()
+        nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+        largest = float(tensor.abs().nan_to_num(0.0, 0.0, 0.0).max()) if tensor.numel() else 0.0
+        return Numbers(name, tensor.numel(), nan, infinite, largest)
+
+    @property
+    def finite(self) -> bool:
+        return not self.nan + self.infinite
+
+    def __str__(self) -> str:
+        return f"{self.name} has {self.nan} NaN and {self.infinite} infinite of {self.size}"
+
+
+def found_in(step: int, batches: Sequence[Batch], module: DecodingModule) -> list[str]:
+    """What is not finite, a line each, the likeliest cause first: tensors of the batch, the first output when the batch is
+    run through again (by one process alone, while the weights are finite), gradients, weights."""
     weights = not_finite(module.named_parameters())
-    run_again = alone and not weights
-    lines = [f"{name} of the batch has {bad}" for batch in batches for name, bad in not_finite(batch.tensors().items())]
-    if run_again:
-        for batch in batches:
-            with first_output(module) as seen, torch.no_grad():
+    lines = [f"the batch's {bad}" for batch in batches for bad in not_finite(batch.tensors().items())]
+    if module.ranks.world == 1 and not weights:
+        for number, batch in enumerate(batches):
+            seed_step(module.seed, step - 1, 0, number)
+            with outputs(module) as seen, torch.no_grad(), module.trainer.precision_plugin.train_step_context():
                 module.addend(batch)
-            lines += [f"the output of {name} has {bad}" for name, bad in seen[:1]]
-    grads = ((name, weight.grad) for name, weight in module.named_parameters() if weight.grad is not None)
-    lines += [f"the gradient of {name} has {bad}" for name, bad in not_finite(grads)]
-    return lines + [f"the weight {name} has {bad}" for name, bad in weights]
+            lines += [f"the output of {bad}" for bad in seen if not bad.finite][:1]
+    lines += [f"the gradient of {bad}" for bad in not_finite(gradients(module))]
+    return lines + [f"the weight {bad}" for bad in weights]
 
 
-def not_finite(named) -> list[tuple[str, str]]:
-    """Names of the tensors (of pairs name, tensor) that hold NaN or infinity, with how many they hold."""
-    return [(name, told) for name, tensor in named if (told := _told(tensor))]
+def gradients(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((name, weight.grad) for name, weight in module.named_parameters() if weight.grad is not None)
 
 
-def _told(tensor: torch.Tensor) -> str:
-    if not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()):
-        return ""
-    nan, bad = int(tensor.isnan().sum()), int((~torch.isfinite(tensor)).sum())
-    return f"{nan} NaN and {bad - nan} infinite of {tensor.numel()}"
+def not_finite(named: Iterable[tuple[str, torch.Tensor]]) -> list[Numbers]:
+    """Of the tensors that hold NaN or infinity."""
+    suspects = [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
+    return [Numbers.of(name, tensor) for name, tensor in suspects if not bool(torch.isfinite(tensor).all())]
 
 
 @contextmanager
-def first_output(module: nn.Module) -> Iterator[list[tuple[str, str]]]:
-    """While inside, the outputs of submodules that are not finite, by name and in the order in which they come."""
-    seen: list[tuple[str, str]] = []
+def outputs(module: nn.Module) -> Iterator[list[Numbers]]:
+    """While inside, the outputs of submodules, in the order in which they come."""
+    seen: list[Numbers] = []
 
     def look(name: str) -> Callable:
         def hook(_module, _inputs, output) -> None:
-            outputs = output if isinstance(output, tuple) else (output,)
-            seen.extend((name, told) for part in outputs if isinstance(part, torch.Tensor) and (told := _told(part)))
+            parts = output if isinstance(output, tuple) else (getattr(output, "feature_QD", output),)
+            seen.extend(Numbers.of(name, part) for part in parts)
 
         return hook
 
