@@ -19,3 +19,5 @@ class Verb:
     many: bool = False  # the field is a list, and any number of words may stand there
     needs: str = ""  # what is missing when nothing was given; "" where the defaults suffice
     file: str | None = None  # the shipped config that is taken where none is given; None: the schema's defaults
+    # How the words after the verb become its file and settings, where not CONFIG key=value.
+    reads: Callable[[list[str]], tuple[str | None, list[str]]] | None = None
