@@ -106,7 +106,11 @@ class Meter:
         self.start()
 
     def start(self) -> None:
-        """Begin to count here, at no step: what was before is no step's."""
+        """Begin here, between two steps; the batch at hand was waited for before."""
+        self._reset()
+        self._at_hand = True
+
+    def _reset(self) -> None:
         self._windows = self._tokens = self._steps = 0
         self._flops = self._waited = self._elsewhere = 0.0
         self._began = time.perf_counter()
@@ -114,7 +118,8 @@ class Meter:
     def begin(self, waited_s: float) -> None:
         """A step begins, whose batch was waited for so long."""
         self._steps += 1
-        self._waited += waited_s
+        self._waited += 0.0 if self._at_hand else waited_s
+        self._at_hand = False
 
     def note(self, batch: Batch) -> None:
         """A batch of the step, or a part of it, was trained on; one that idles counts for nothing."""
@@ -151,14 +156,14 @@ class Meter:
             "speed/windows_s": windows / taken,
             "speed/tokens_s": tokens / taken,
             "speed/step_s": taken / max(self._steps, 1),
-            "speed/wait_share": min(waited / over_ranks, 1.0),  # the first batch is made before the first step
+            "speed/wait_share": waited / over_ranks,
         }
         if self.flops is not None:
             row["speed/tflops"] = flops / taken / 1e12
             if self.peak:
                 row["speed/mfu"] = flops / taken / (self.peak * self.ranks.world)
         row |= self._memory()
-        self.start()
+        self._reset()
         return row
 
     def _memory(self) -> dict[str, float]:

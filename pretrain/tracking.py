@@ -102,7 +102,7 @@ class MetricsFile:
         writer.writeheader()
         writer.writerows(kept)
         write_whole(self.path, text.getvalue().encode())
-        write_whole(self.lines, "".join(map(_line, kept)).encode())
+        write_whole(self.lines, "".join(map(self._line, kept)).encode())
 
     @property
     def seconds(self) -> float:
@@ -114,7 +114,7 @@ class MetricsFile:
         row = {"seconds": f"{self.seconds:.3f}"} | {key: _text(value) for key, value in row.items()}
         text = io.StringIO()
         csv.DictWriter(text, self.columns, lineterminator="\n").writerow(row)
-        for path, line in ((self.path, text.getvalue()), (self.lines, _line(row))):
+        for path, line in ((self.path, text.getvalue()), (self.lines, self._line(row))):
             try:
                 with open(path, "a", newline="") as file:
                     file.write(line)
@@ -124,6 +124,12 @@ class MetricsFile:
                     f"cannot be written to ({error.strerror})",
                     "free space and run again: it continues from the last saved step",
                 ) from None
+
+    def _line(self, row: dict[str, str]) -> str:
+        """A row of the CSV file as a line of the other; what JSON has no word for (infinity) is null."""
+        there = [name for name in self.columns if row.get(name)]
+        told = {name: int(row[name]) if name in COUNTS else float(row[name]) for name in there}
+        return json.dumps({name: value if math.isfinite(value) else None for name, value in told.items()}) + "\n"
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -137,12 +143,6 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 def _text(value: float) -> str:
     return str(value) if isinstance(value, int) else "" if math.isnan(value) else f"{value:.8g}"
-
-
-def _line(row: dict[str, str]) -> str:
-    """A row of the CSV file as a line of the other; what JSON has no word for (infinity) is null."""
-    told = {name: int(text) if name in COUNTS else float(text) for name, text in row.items() if text}
-    return json.dumps({name: value if math.isfinite(value) else None for name, value in told.items()}) + "\n"
 
 
 # ------------------------------------------------------------------------------------------------ tracker
@@ -258,6 +258,7 @@ def _logger(config: TrackingConfig, folder: Path, id_: str, told: dict) -> Wandb
             _first_line(error),
             folder / "wandb" / "offline-run-*",
         )
+        wandb.teardown()  # else the id stays in use by the start that failed
         return start("offline")
 
 
