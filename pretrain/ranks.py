@@ -7,6 +7,8 @@ agreed on without waiting for a GPU.
 
 import json
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +28,9 @@ from pretrain.errors import ConfigError, MendableError, ToldElsewhere
 from sharding.batches import Share
 
 T = TypeVar("T")
-FIRST_PORT = 15000  # of SLURM jobs, as Lightning counts them
+FIRST_PORT, PORTS = 15000, 10000  # of SLURM's steps: below those that systems give away
+TASKS = re.compile(r"(\d+)(?:\(x(\d+)\))?")  # of nodes: 2(x3),1
+TOLD = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ class Ranks:
 
     def same(self, what: str, value: Any) -> None:
         """Raise ConfigError on every rank where the ranks do not all have the same value (JSON) of `what`."""
-        differs = self.told(value) != json.loads(json.dumps(value))
+        mine = json.dumps(value, sort_keys=True)
+        differs = self.told(mine) != mine
         (any_differs,) = self.most(differs)
         if any_differs:
             raise ConfigError(
@@ -118,15 +123,15 @@ class Ranks:
         rows = torch.zeros(self.world, dtype=torch.int64)
         rows[self.rank] = len(array)
         dist.all_reduce(rows, group=self.control)
-        mine = torch.from_numpy(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         if not self.leader:
-            if len(array):
-                dist.send(mine, 0, group=self.control)
+            if array.size:
+                mine = np.require(array, requirements=["C", "W"])  # torch warns of memory that it may not write to
+                dist.send(torch.from_numpy(mine.reshape(-1).view(np.uint8)), 0, group=self.control)
             return None
         out = [array]
         for rank, n in enumerate(rows.tolist()[1:], 1):
             theirs = np.empty((n, *array.shape[1:]), array.dtype)
-            if n:
+            if theirs.size:
                 dist.recv(torch.from_numpy(theirs.reshape(-1).view(np.uint8)), rank, group=self.control)
             out.append(theirs)
         return out
@@ -162,6 +167,10 @@ def joined(device: str) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=world, device_id=device_id)
     try:
         yield Ranks(rank, world, local_rank, local_world, dist.new_group(backend="gloo"))
+    except BaseException:
+        if device == "cuda":
+            dist.group.WORLD.abort()  # NCCL's usual end waits for ranks that may never come to it
+        raise
     finally:
         dist.destroy_process_group()
 
@@ -174,27 +183,41 @@ def launched() -> bool:
 def _numbers() -> tuple[int, int, int, int]:
     """Rank, world, local rank and local world as the environment tells; under srun also sets torchrun's variables."""
     told = os.environ
-    if "RANK" not in told and int(told.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_STEP_ID" in told:
-        nodes = told.get("SLURM_STEP_NODELIST") or told.get("SLURM_NODELIST", "127.0.0.1")
-        told.setdefault("MASTER_ADDR", SLURMEnvironment.resolve_root_node_address(nodes))
-        told.setdefault("MASTER_PORT", str(FIRST_PORT + int(told["SLURM_JOB_ID"][-4:])))
-        tasks = told.get("SLURM_STEP_TASKS_PER_NODE", "1").partition("(")[0].split(",")[0]
-        told |= {
-            "RANK": told["SLURM_PROCID"],
-            "WORLD_SIZE": told["SLURM_STEP_NUM_TASKS"],
-            "LOCAL_RANK": told["SLURM_LOCALID"],
-            "LOCAL_WORLD_SIZE": tasks,
-        }
     try:
+        if "RANK" not in told and _in_step():
+            told |= _of_step()
         world = int(told.get("WORLD_SIZE", 1))
         rank, local = int(told.get("RANK", 0)), int(told.get("LOCAL_RANK", 0))
         local_world = int(told.get("LOCAL_WORLD_SIZE", world))
         possible = 0 <= rank < world and 0 <= local < local_world <= world
-    except ValueError:
+    except (ValueError, KeyError, IndexError):
         possible = False
     if not possible or (world > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= told.keys()):
-        found = {name: told.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+        found = {name: told[name] for name in TOLD if name in told}
         raise ConfigError(
             "the environment", f"its ranks make no sense ({found})", "unset them, or start by srun or torchrun"
         )
     return rank, world, local, local_world
+
+
+def _in_step() -> bool:
+    """Whether this is one of several tasks of an srun step, rather than a batch script or in a shell (srun --pty bash)."""
+    told = os.environ
+    shell = "SLURM_PTY_PORT" in told and sys.stdin is not None and sys.stdin.isatty()
+    return "SLURM_STEP_ID" in told and int(told.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and not shell
+
+
+def _of_step() -> dict[str, str]:
+    """An srun step's numbers by torchrun's names. Any other port of a step or a job on these nodes would do as well."""
+    told = os.environ
+    job, step = int(told["SLURM_JOB_ID"]), int(told["SLURM_STEP_ID"])
+    tasks = [task for n, times in TASKS.findall(told["SLURM_STEP_TASKS_PER_NODE"]) for task in [n] * int(times or 1)]
+    address = SLURMEnvironment.resolve_root_node_address(told["SLURM_STEP_NODELIST"])
+    return {
+        "MASTER_ADDR": told.get("MASTER_ADDR", address),
+        "MASTER_PORT": told.get("MASTER_PORT", str(FIRST_PORT + (job + 997 * step) % PORTS)),
+        "RANK": told["SLURM_PROCID"],
+        "WORLD_SIZE": told["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": told["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": tasks[int(told["SLURM_NODEID"])],
+    }
