@@ -10,6 +10,7 @@ from pretrain.errors import CheckpointError, ConfigError
 from pretrain.finetune import FinetuneConfig, finetune
 from pretrain.module import DecodingModule
 from pretrain.optim import OptimConfig
+from pretrain.saves import Saves
 from pretrain.train import pretrain
 from pretrain.trainer import TrainerConfig
 from sharding.index import ShardIndex
@@ -37,7 +38,7 @@ def tiny_finetune(pretrained, shards, run, **settings) -> FinetuneConfig:
 
 
 def last(run):
-    return torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
+    return Saves(run / "saves").newest().tensors("weights")
 
 
 @pytest.mark.parametrize(
@@ -70,8 +71,8 @@ def test_unit_identification_moves_the_new_rows_and_not_a_bit_else(shards, pretr
 
 def test_no_optimiser_state_is_kept_for_what_never_moves(shards, pretrained, tmp_path):
     run = finetune(tiny_finetune(pretrained, shards, tmp_path / "run"))
-    (state,) = torch.load(run / "last.ckpt", weights_only=True)["optimizer_states"]
-    assert len(state["state"]) == 2
+    kept = Saves(run / "saves").newest().tensors("optimizer")
+    assert {name.rpartition("/")[0] for name in kept} == set(TABLES)
 
 
 def test_known_sessions_beside_new_ones_keep_their_rows_in_unit_identification(shards, pretrained, tmp_path):

@@ -19,6 +19,8 @@ from pretrain.checkpoint import load_checkpoint
 from pretrain.errors import CheckpointError, ConfigError, ShardError
 from pretrain.module import DecodingModule
 from pretrain.optim import OptimConfig
+from pretrain.saves import Saves
+from pretrain.tracking import MEASURED
 from pretrain.train import pretrain
 from sharding.cache import CacheConfig
 from sharding.loader import LoaderConfig
@@ -32,22 +34,34 @@ def rows(run):
         return list(csv.DictReader(file))
 
 
-def final_state(run):
-    return torch.load(run / "last.ckpt", weights_only=True)
+def final_save(run):
+    return Saves(run / "saves").newest()
+
+
+def weights_of(run):
+    return final_save(run).tensors("weights")
+
+
+def assert_same_end(one, other):
+    """Two runs ended with the same bits in everything that a save holds."""
+    one, other = final_save(one), final_save(other)
+    ours, theirs = one.tensors(), other.tensors()
+    assert ours.keys() == theirs.keys() and one.facts["loader"] == other.facts["loader"]
+    assert not [name for name in theirs if not torch.equal(ours[name], theirs[name])]
 
 
 def test_the_run_folder_holds_what_the_contract_says(pretrained):
     found = rows(pretrained)
     assert [row["step"] for row in found] == ["0", "2", "4", "6", "8"]
     assert [bool(row["valid/r2"]) for row in found] == [True, False, True, False, True]
-    last = {name: float(value) for name, value in found[-1].items()}
+    last = {name: float(value) for name, value in found[-1].items() if value}  # no MFU on a CPU of unknown peak
     assert last["windows"] == 32 and last["valid/r2"] == pytest.approx(
         (last["valid/r2/tiny/a"] + last["valid/r2/tiny/b"]) / 2, abs=1e-6
     )
     assert last["train/grad_norm"] > 0 and last["epoch"] == pytest.approx(32 / 70, abs=1e-6)  # of 2 x 35 windows
     told = json.loads((pretrained / "provenance.json").read_text())
     assert told["finished"] and told["shards"]["digest"] and {"spikeloom", "torch"} <= told["versions"].keys()
-    assert final_state(pretrained)["global_step"] == 8
+    assert final_save(pretrained).step == 8 and Saves(pretrained / "saves").steps() == [6, 8]
 
 
 def test_the_best_weights_on_validation_are_kept(pretrained):
@@ -92,23 +106,17 @@ def cut_at(config, step, monkeypatch):
 
 
 def without_time(run):
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows(run)]
+    return [{key: value for key, value in row.items() if not key.startswith(MEASURED)} for row in rows(run)]
 
 
 @pytest.mark.parametrize("at", [2, 3, 7])  # before the first save at step 3, right after it, after the second at 6
 def test_a_run_cut_short_ends_with_the_same_bits(shards, pretrained, tmp_path, monkeypatch, at):
     config = tiny_config(shards, tmp_path / "run")
     cut_at(config, at, monkeypatch)
-    assert (tmp_path / "run" / "last.ckpt").exists() == (at >= 3)
+    assert Saves(tmp_path / "run" / "saves").steps() == [step for step in (3, 6) if step <= at]
     torch.manual_seed(123)  # whatever was drawn meanwhile
     run = pretrain(config)
-    whole, resumed = final_state(pretrained), final_state(run)
-    for name, weight in whole["state_dict"].items():
-        assert torch.equal(weight, resumed["state_dict"][name]), name
-    for ours, theirs in zip(
-        resumed["optimizer_states"][0]["state"].values(), whole["optimizer_states"][0]["state"].values()
-    ):
-        assert all(torch.equal(torch.as_tensor(ours[key]), torch.as_tensor(theirs[key])) for key in theirs)
+    assert_same_end(run, pretrained)
     assert without_time(run) == without_time(pretrained)  # every step once
     one, other = load_checkpoint(run).weights, load_checkpoint(pretrained).weights
     assert all(torch.equal(one[name], other[name]) for name in other)
@@ -125,7 +133,7 @@ def test_batches_of_differing_sizes_are_counted_and_resumed_as_they_come(shards,
     seen, training_step = [], DecodingModule.training_step
 
     def watched(self, batch, batch_idx):
-        seen.append(batch.place_B.tolist())
+        seen.append(batch.batch.place_B.tolist())
         return training_step(self, batch, batch_idx)
 
     monkeypatch.setattr(DecodingModule, "training_step", watched)
@@ -142,9 +150,8 @@ def test_batches_of_differing_sizes_are_counted_and_resumed_as_they_come(shards,
     seen.clear()
     run = pretrain(tiny_config(shards, tmp_path / "run", loader=LoaderConfig(**first | then)))
     assert seen == expected[3:]  # from the last save on, none skipped for having been fetched ahead
-    one, other = final_state(run), final_state(whole)
-    assert one["ShardDataModule"] == other["ShardDataModule"] and without_time(run) == without_time(whole)
-    assert all(torch.equal(one["state_dict"][name], other["state_dict"][name]) for name in other["state_dict"])
+    assert_same_end(run, whole)
+    assert without_time(run) == without_time(whole)
 
 
 def test_a_run_begun_on_a_folder_goes_on_from_a_server_with_the_same_bits(shards, pretrained, tmp_path, monkeypatch):
@@ -157,21 +164,22 @@ def test_a_run_begun_on_a_folder_goes_on_from_a_server_with_the_same_bits(shards
         run = pretrain(replace(config, shards=server.url, cache=cache))
     finally:
         server.stop()
-    one, other = final_state(run), final_state(pretrained)
-    assert all(torch.equal(one["state_dict"][name], other["state_dict"][name]) for name in other["state_dict"])
+    assert_same_end(run, pretrained)
     assert without_time(run) == without_time(pretrained)
 
 
-def test_a_run_without_its_place_in_the_stream_is_not_continued(shards, tmp_path, monkeypatch):
+def test_a_run_is_continued_with_its_own_batches_and_by_its_own_version_alone(shards, tmp_path, monkeypatch):
     config = tiny_config(shards, tmp_path / "run")
     cut_at(config, 4, monkeypatch)
-    state = final_state(tmp_path / "run")
-    told = state.pop("ShardDataModule")
-    torch.save(state, tmp_path / "run" / "last.ckpt")
-    with pytest.raises(CheckpointError, match="last.ckpt: does not say which windows its run had seen"):
-        pretrain(config)
-    torch.save(state | {"ShardDataModule": told | {"plan": told["plan"] ^ 1}}, tmp_path / "run" / "last.ckpt")
+    save = final_save(tmp_path / "run")
+    loader = save.facts["loader"] | {"plan": save.facts["loader"]["plan"] ^ 1}
+    Saves(tmp_path / "run" / "saves").write(save.step, save.tensors(), save.facts | {"loader": loader})
     with pytest.raises(ConfigError, match="the run: was begun with other batches"):
+        pretrain(config)
+    (tmp_path / "run" / "last.ckpt").touch()
+    with pytest.raises(
+        ConfigError, match="holds last.ckpt, an unfinished run of an older version; finish it with that"
+    ):
         pretrain(config)
 
 
@@ -192,8 +200,7 @@ def test_a_killed_run_ends_with_the_same_bits(shards, tmp_path):
     child.kill()
     child.wait()
     killed = pretrain(config)
-    one, other = final_state(killed)["state_dict"], final_state(whole)["state_dict"]
-    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert_same_end(killed, whole)
     one, other = load_checkpoint(killed).weights, load_checkpoint(whole).weights
     assert all(torch.equal(one[name], other[name]) for name in other)
     assert [row["step"] for row in rows(killed)] == [row["step"] for row in rows(whole)]
@@ -215,13 +222,19 @@ def test_other_settings_in_a_run_folder_are_refused_by_name(shards, pretrained):
     pretrain(replace(free, trainer=replace(free.trainer, threads=2), loader=replace(free.loader, workers=1)))
 
 
-def test_a_damaged_last_checkpoint_is_one_line(shards, pretrained, tmp_path):
+def test_a_damaged_save_is_passed_over_and_where_all_are_that_is_one_line(shards, pretrained, tmp_path, caplog):
     run = shutil.copytree(pretrained, tmp_path / "run")
     told = json.loads((run / "provenance.json").read_text())
     (run / "provenance.json").write_text(json.dumps(told | {"finished": None}))
-    data = (run / "last.ckpt").read_bytes()
-    (run / "last.ckpt").write_bytes(data[: len(data) // 2])
-    with pytest.raises(CheckpointError, match="cannot be read") as error:
+    older, newer = sorted((run / "saves").iterdir())
+    newer.write_bytes(newer.read_bytes()[:-1000])
+    pretrain(tiny_config(shards, run))
+    assert_same_end(run, pretrained)
+    assert newer.name in caplog.text
+    (run / "provenance.json").write_text(json.dumps(told | {"finished": None}))
+    for path in (older, newer):
+        path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="saves: no save is whole .*; remove the saves to begin") as error:
         pretrain(tiny_config(shards, run))
     assert "\n" not in str(error.value)
 
@@ -247,15 +260,17 @@ def test_an_absent_signal_is_named(shards, tmp_path):
         pretrain(replace(config, task=replace(config.task, signal="hand_vel")))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(shards, tmp_path, monkeypatch):
-    losses = DecodingModule.losses
-    monkeypatch.setattr(
-        DecodingModule,
-        "losses",
-        lambda self, batch: (losses(self, batch)[0] * float("nan"), None) if self.training else losses(self, batch),
-    )
-    with pytest.raises(ConfigError, match="step 2: the loss is nan; lower optim.lr"):
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_can_be_saved(shards, tmp_path, monkeypatch):
+    addend = DecodingModule.addend
+
+    def spoiled(self, batch):
+        return addend(self, batch) * (float("nan") if self.global_step == 4 else 1.0)
+
+    monkeypatch.setattr(DecodingModule, "addend", spoiled)
+    with pytest.raises(ConfigError, match="step 5: the loss is nan .*; look closer by .spikeloom replay run="):
         pretrain(tiny_config(shards, tmp_path / "run"))
+    assert Saves(tmp_path / "run" / "saves").steps() == [3]
+    assert (tmp_path / "run" / "alarms" / "step-5.json").is_file()
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(shards, pretrained, tmp_path):
@@ -263,24 +278,22 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(shards, 
     config = tiny_config(shards, tmp_path / "run")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     exported = sum(path.stat().st_size for path in (pretrained / "checkpoint").iterdir())
-    resume = (pretrained / "last.ckpt").stat().st_size
-    for room in (exported // 4, (exported + resume) // 2):  # too little for the weights, then for last.ckpt
+    resume = final_save(pretrained).path.stat().st_size
+    for room in (exported // 4, (exported + resume) // 2):  # too little for the weights, then for a save
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
         try:
             with pytest.raises(CheckpointError, match="could not be written .File too large.; free space") as error:
                 pretrain(config)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert "\n" not in str(error.value) and not (tmp_path / "run" / "last.ckpt").exists()
+        assert "\n" not in str(error.value) and not Saves(tmp_path / "run" / "saves").steps()
         assert not list((tmp_path / "run").glob(".*"))
-    weights = final_state(pretrain(config))["state_dict"]
-    assert all(torch.equal(weights[name], weight) for name, weight in final_state(pretrained)["state_dict"].items())
+    assert_same_end(pretrain(config), pretrained)
 
 
 def test_workers_hand_over_the_same_batches(shards, pretrained, tmp_path):
     config = tiny_config(shards, tmp_path / "run", loader=LoaderConfig(batch_windows=4, workers=1))
-    one, other = final_state(pretrain(config))["state_dict"], final_state(pretrained)["state_dict"]
-    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert_same_end(pretrain(config), pretrained)
 
 
 def test_a_flipped_byte_in_a_shard_stops_a_training_before_its_first_step(shards, tmp_path):
@@ -292,6 +305,6 @@ def test_a_flipped_byte_in_a_shard_stops_a_training_before_its_first_step(shards
     with pytest.raises(ShardError, match=f"{tar.name}: its sha256 is not what the index says; "):
         pretrain(tiny_config(tmp_path / "shards", tmp_path / "run"))
     assert {row["step"] for row in rows(tmp_path / "run")} <= {"0"}
-    assert not (tmp_path / "run" / "last.ckpt").exists()
+    assert not Saves(tmp_path / "run" / "saves").steps()
     shutil.rmtree(tmp_path / "run")
     assert pretrain(tiny_config(tmp_path / "shards", tmp_path / "run", verify=False)).exists()
