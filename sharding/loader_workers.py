@@ -3,10 +3,14 @@
 import io
 import logging
 import multiprocessing
+import os
 import re
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import chain
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.reduction import ForkingPickler
 
 import numpy as np
@@ -22,6 +26,9 @@ LOG = logging.getLogger("spikeloom")
 DEATHS = 3  # of workers, one after another without a batch between, before we give up
 LARGE = 1 << 16  # bytes from which an array goes through shared memory
 ALIGNED = 64  # bytes; arrays begin at multiples of it there
+# A terminal's Ctrl-C, and SLURM's signals, come to every process of a training; only the one that trains is to answer.
+ASKING = frozenset((signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
+LINGER_S = 20.0  # that a worker goes on after SIGTERM: enough for a training that got it too to reach its next step
 DEATH = re.compile(r"DataLoader worker \(pid")
 BROKEN = ConnectionError, EOFError, FileNotFoundError  # a batch that lay in a worker when it died cannot be fetched
 
@@ -84,6 +91,7 @@ class Workers:
             prefetch_factor=max(self._depth, 1),
             persistent_workers=self._keep,
             multiprocessing_context=_process_context(),
+            worker_init_fn=_stay,
             generator=torch.Generator().manual_seed(0),  # its own, to leave the model's random stream alone
         )
 
@@ -188,4 +196,23 @@ def _process_context():
     """How workers start: not by fork, which would copy the locks of torch's threads; torch is imported once for all."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["sharding.loader"])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # those started now are deaf for good
+    try:
+        resource_tracker.ensure_running()  # which lets some through again
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def _stay(worker: int) -> None:
+    """Make a worker outlive what asks the training to stop, but not for ever: torch ends one that hangs by SIGTERM."""
+
+    def end_later(number: int, frame: object) -> None:
+        timer = threading.Timer(LINGER_S, os._exit, (0,))
+        timer.daemon = True
+        timer.start()
+
+    signal.signal(signal.SIGTERM, end_later)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ASKING - {signal.SIGTERM})

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache
@@ -177,6 +179,51 @@ def test_workers_killed_in_the_middle_of_a_training_change_no_batch(index, whole
             os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
     assert len(found) == 24 and all(map(same, found, whole("tokens")))
     assert [record.name for record in caplog.records] == ["spikeloom"] * 2
+
+
+def test_workers_go_on_where_the_training_is_asked_to_stop(index, whole, caplog):
+    loader, found = loader_of(index, total=24, workers=2, **CUTS["tokens"]), []
+    for batch in loader:
+        found.append(batch)
+        workers = {process.pid for process in multiprocessing.active_children()}
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT) if len(found) in (3, 14) else ():
+            for worker in workers:
+                os.kill(worker, number)
+    assert len(found) == 24 and all(map(same, found, whole("tokens"))) and not caplog.records
+
+
+ASKED = """
+import os, signal, sys
+from sharding.loader_workers import Workers
+
+class Numbers:
+    def __call__(self, number):
+        return number
+
+if __name__ == "__main__":
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    for n in Workers(Numbers(), 2, 1).batches(iter(range(400))):
+        if n in (3, 50, 200):
+            for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+                os.killpg(0, number)
+    print(n)
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_every_process_of_a_training_ends_none_of_the_loaders(tmp_path, repository):
+    """As SLURM sends it: to workers, to the process that starts them and to the one that watches shared memory."""
+    (tmp_path / "asked.py").write_text(ASKED)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "asked.py"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(repository)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "399\n", "")
 
 
 def test_the_state_of_any_batch_can_be_saved_later_from_the_batch_alone(index, whole):
