@@ -5,6 +5,7 @@ group of its own (pretrain.optim.build_optimizer), a rank holds of each the same
 zero-padded: elements [rank * n, (rank + 1) * n). Everything here rests on that.
 """
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from pretrain.average import WeightAverage
-from pretrain.errors import ConfigError
+from pretrain.errors import ConfigError, ToldElsewhere
 from pretrain.optim import Shards
 from pretrain.ranks import Ranks
 from pretrain.strategy import WAIT, Spread, State, StrategyConfig, placed
@@ -88,9 +89,9 @@ class _Precision(DeepSpeedPrecision):
     def optimizer_step(self, optimizer, model, closure, **kwargs):
         result = super().optimizer_step(optimizer, model, closure, **kwargs)
         if model.trainer.model.optimizer.overflow:  # it has left out the step, on all ranks, and would go on in silence
-            raise ConfigError(
-                f"step {model.global_step + 1}", "the gradient is not finite", "lower optim.lr, or set optim.clip_norm"
-            )
+            where, do = f"step {model.global_step + 1}", "lower optim.lr, or set optim.clip_norm"
+            error = ConfigError(where, "the gradient is not finite", do)
+            raise error if model.trainer.is_global_zero else ToldElsewhere(str(error), error.exit_code)
         return result
 
 
@@ -98,7 +99,9 @@ class _Strategy(DeepSpeedStrategy):
     """Lightning's, on a CPU too (it asks for CUDA and for a device's number), and for one rank alone."""
 
     def __init__(self, accelerator: str, settings: dict):
-        super().__init__(config=settings, timeout=WAIT, process_group_backend=_backend(accelerator))
+        backend = "nccl" if accelerator == "cuda" else "gloo"
+        quiet = logging.ERROR  # it warns of optimisers that it does not know
+        super().__init__(config=settings, timeout=WAIT, process_group_backend=backend, logging_level=quiet)
 
     def setup_environment(self) -> None:
         super(DeepSpeedStrategy, self).setup_environment()  # without the question for CUDA
@@ -124,10 +127,6 @@ class _Strategy(DeepSpeedStrategy):
             dist_init_required=False,
         )
         return engine, wrapped
-
-
-def _backend(accelerator: str) -> str:
-    return "nccl" if accelerator == "cuda" else "gloo"
 
 
 class _SpreadState(Spread):
