@@ -31,7 +31,7 @@ def warm(monkeypatch):
 
 
 def trained(warm: Warm, folder: Path, ranks: int, *fits: Fit) -> list[dict[str, torch.Tensor]]:
-    codes = warm.run(train, list(fits), folder, ranks=ranks)
+    codes, _ = warm.run(train, list(fits), folder, ranks=ranks)
     assert codes == [0] * ranks
     return [load_file(folder / f"{fit.name}.safetensors") for fit in fits]
 
@@ -117,7 +117,7 @@ def test_what_ddp_freezes_neither_moves_nor_decays_until_it_is_freed(warm, tmp_p
 @pytest.mark.parametrize("stage", ["zero1", "zero3"])
 def test_a_gradient_that_is_not_finite_ends_all_ranks(warm, tmp_path, stage):
     steep = Fit("steep", StrategyConfig(stage), OptimConfig(lr=1e25))
-    codes = warm.run(train, [steep], tmp_path, ranks=2)
+    codes, _ = warm.run(train, [steep], tmp_path, ranks=2)
     assert codes == [ConfigError.exit_code] * 2 and not list(tmp_path.iterdir())
 
 
