@@ -59,7 +59,7 @@ def _run(argv: list[str]) -> int:
     if "--help" in options:
         print(verb_usage(name, verb, verb.schema()))
         return 0
-    file, settings = _file_and_settings(name, words, verb.many)
+    file, settings = verb.reads(words) if verb.reads else _file_and_settings(name, words, verb.many)
     if file is None and not settings and verb.needs:
         raise ConfigError(f"spikeloom {name}", f"{verb.needs} is missing", f"see spikeloom {name} --help")
     config = load(verb.schema(), file or verb.file, settings, positional=verb.positional)
