@@ -15,7 +15,11 @@ WAITING, RUNNING, DONE, STOPPED, FAILED, LOST = "waiting", "running", "done", "s
 SAVED = 75  # exit code of a run that saved because it was asked to stop
 MOST_ROWS = 60  # more elements than this that are well are told as a sum
 TAIL = 65536  # bytes of a log that are looked through
-ASKED_EVERY_S = 10.0
+ASKED_EVERY_S = (1.0, 15.0)  # at first, and when it takes long
+AGAIN = "it has saved and is queued again\n"  # the last words of an attempt (slurm/job.sbatch)
+# Lines that say why, the best first: ours, an exception's or a daemon's, a table's sum. And what only says that it ended.
+WHY = (r"(\[rank \d+\] )?spikeloom: ", r"(\[rank \d+\] )?[\w.]*(Error|Exception)\b|.*\berror: ", r"\d+ files.*refused")
+ONLY_THAT = r"srun: (error: \S+: tasks? [\d,-]+: (Exited|Killed|Terminated)|.*_step_signal|.*Job step aborted)"
 
 
 @dataclass(frozen=True)
@@ -80,30 +84,28 @@ def queued(job: str) -> set[int] | None:
 
 def await_end(folder: str | Path) -> list[Element]:
     """Wait until the folder's latest job has left the queue; gives how its elements ended."""
+    pause, longest = ASKED_EVERY_S
     while queued(_lines(Path(folder) / JOBS)[-1]) != set():
-        time.sleep(ASKED_EVERY_S)
+        time.sleep(pause)
+        pause = min(1.2 * pause, longest)
     return array_state(folder)
 
 
 def said(log: Path) -> str:
-    """The last line of a log that tells of an error, else its last line; "" where there is none."""
+    """The line of a log that tells why its last attempt ended, the last of them, else its last line; "" where there is none."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - TAIL))
-            lines = file.read().decode("utf-8", "replace").splitlines()
+            text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    lines = [line.strip() for line in lines if line.strip()]
-    for pattern in (r"(\[rank \d+\] )?spikeloom: ", r"[\w.]*(Error|Exception)\b|.*\b(error|ERROR):"):
-        told = [line for line in lines if re.match(pattern, line) and not _of_srun(line)]
+    lines = [line.strip() for line in text.rpartition(AGAIN)[2].splitlines()]
+    lines = [line for line in lines if line and not re.match(ONLY_THAT, line)]
+    for pattern in WHY:
+        told = [line for line in lines if re.match(pattern, line)]
         if told:
             return told[-1]
     return lines[-1] if lines else ""
-
-
-def _of_srun(line: str) -> bool:
-    """Whether a line only repeats that a task ended: why is told above it."""
-    return line.startswith("srun: ") and not re.search(r"out of memory|oom|cancelled", line, re.IGNORECASE)
 
 
 def show_submitted(folder: str | Path) -> None:
