@@ -11,29 +11,27 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pretrain.errors import MendableError
 
 ROOT = Path(__file__).parents[2]
-GRACE_S = 2.0  # that the ranks left over have before they are killed too
+GRACE_S = 5.0  # that the others have to end by themselves when a rank failed
 PATIENCE_S = 300.0
+ENDED = 0  # the number of no process
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When and how a signal is sent: `seconds` after the start and, from then on, once a path fits `pattern`."""
+    """When a process gets a signal: once paths in `folder` fit each pattern, one after another, and `seconds` after that."""
 
     seconds: float = 0.0
     folder: str = ""
-    pattern: str = ""  # empty: at once
+    patterns: tuple[str, ...] = ()
     signal: int = signal.SIGKILL
-    rank: int = 0  # that receives it
-
-    def come(self, elapsed_s: float) -> bool:
-        return elapsed_s >= self.seconds and (not self.pattern or any(Path(self.folder).glob(self.pattern)))
+    rank: int = 0  # that gets it
 
 
 class Warm:
@@ -78,23 +76,38 @@ def serve() -> None:
 def _done(work: Callable, arguments: tuple, moment: Moment | None, ranks: int) -> tuple[list[int], float]:
     started, port = time.monotonic(), _free_port()
     running = {_forked(work, arguments, _environment(rank, ranks, port)): rank for rank in range(ranks)}
-    pids, codes, last = list(running), [0] * ranks, None
+    pids, codes, failed = list(running), [0] * ranks, None
+    strikes = _strikes(moment, pids) if moment else iter(())
     while running:
         pid, status = os.waitpid(-1, os.WNOHANG)
-        now = time.monotonic() - started
+        if pid:
+        now = time.monotonic()
         if pid:
             codes[running.pop(pid)] = os.waitstatus_to_exitcode(status)
-            last = now
-        elif moment and moment.come(now):
-            if pids[moment.rank] in running:
-                os.kill(pids[moment.rank], moment.signal)
-            moment = None
-        elif now > PATIENCE_S or (last is not None and now - last > GRACE_S):
+            failed = failed or (now if status else None)
+        elif now - (failed or now) > GRACE_S or now - started > PATIENCE_S:
             for left in running:
                 os.kill(left, signal.SIGKILL)
-        elif not (moment and moment.pattern):
-            time.sleep(0.001)
+        target = next(strikes, ENDED)
+        if target is None:
+            continue
+        if target in running:  # not yet waited for, so that the number is still its own
+            os.kill(target, moment.signal)
+        time.sleep(0.002)
     return codes, time.monotonic() - started
+
+
+def _strikes(moment: Moment, pids: list[int]) -> Iterator[int | None]:
+    """The process to be struck once its moment has come; None each time before. Looks without pause for a path that may
+    stand for a millisecond."""
+    for pattern in moment.patterns:
+        while not any(Path(moment.folder).glob(pattern)):
+            yield None
+    come = time.monotonic() + moment.seconds
+    while time.monotonic() < come:
+        time.sleep(0.001)
+        yield None
+    yield pids[moment.rank]
 
 
 def _forked(work: Callable, arguments: tuple, environment: dict[str, str]) -> int:
