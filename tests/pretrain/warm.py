@@ -80,7 +80,6 @@ def _done(work: Callable, arguments: tuple, moment: Moment | None, ranks: int) -
     strikes = _strikes(moment, pids) if moment else iter(())
     while running:
         pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid:
         now = time.monotonic()
         if pid:
             codes[running.pop(pid)] = os.waitstatus_to_exitcode(status)
