@@ -19,15 +19,17 @@ ASKED_EVERY_S = (1.0, 15.0)  # at first, and when it takes long
 AGAIN = "it has saved and is queued again\n"  # the last words of an attempt (slurm/job.sbatch)
 # Lines that say why, the best first: ours, an exception's or a daemon's, a table's sum. And what only says that it ended.
 WHY = (r"(\[rank \d+\] )?spikeloom: ", r"(\[rank \d+\] )?[\w.]*(Error|Exception)\b|.*\berror: ", r"\d+ files.*refused")
-ONLY_THAT = r"srun: (error: \S+: tasks? [\d,-]+: (Exited|Killed|Terminated)|.*_step_signal|.*Job step aborted)"
+ONLY_THAT = (
+    r"srun: (error: \S+: tasks? [\d,-]+: (Exited|Killed|Terminated)|.*_step_signal|.*aborted)|.*DUE TO JOB REQUEUE"
+)
 
 
 @dataclass(frozen=True)
 class Element:
     """One element of an array, or the one job that is none.
 
-    `state`: waiting (in the queue, or never begun), running, done, stopped (it saved and is to go on), failed, or lost (it
-    began and has left the queue without a word: its node failed, or it was cancelled before it could speak).
+    `state`: waiting (in the queue, for the first time or again), running, done, stopped (it saved and left the queue), failed,
+    or lost (it left the queue without a word: its node failed, or it was cancelled before it could speak).
     """
 
     name: str
@@ -65,8 +67,10 @@ def _element(folder: Path, job: str, number: int, name: str, array: bool, queue:
     code = note.get("exit_code")
     if code is None:
         state = RUNNING if here else LOST
+    elif code == SAVED:
+        state = WAITING if queue and number in queue else STOPPED
     else:
-        state = {0: DONE, SAVED: STOPPED}.get(code, FAILED)
+        state = FAILED if code else DONE
     why = said(log) if state in (STOPPED, FAILED, LOST) else ""
     return Element(name, state, code, int(note.get("requeues", 0)), why, log)
 

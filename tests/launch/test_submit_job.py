@@ -125,6 +125,14 @@ def test_an_element_takes_the_words_of_its_own_line(here):
     assert note(here, 1) == {"job": "7", "exit_code": 1, "requeues": 0}
 
 
+def test_an_element_queues_itself_again_and_not_the_array(here):
+    """The last element's SLURM_JOB_ID is the array's, which scontrol would take for all of them."""
+    (here / "run" / "submit" / "elements.tsv").write_text("a\nb\n")
+    job(here, "finetune", "c.yaml", SLURM_ARRAY_JOB_ID=7, SLURM_ARRAY_TASK_ID=1, CODES=75)
+    job(here, "pretrain", "c.yaml", CODES=75)
+    assert (here / "requeued").read_text() == "requeue 7_1\nrequeue 7\n"
+
+
 def test_an_environment_without_the_program_says_so(here):
     (here / "run" / "submit" / "env.sh").write_text("PATH=/usr/bin:/bin\n")
     done = job(here, "pretrain", "c")
@@ -177,7 +185,7 @@ def put(folder: Path, element: int, code: int | None, log: str = "", job: str = 
 
 
 def test_the_state_of_an_array_tells_which_failed_and_why(here, capsys):
-    folder = an_array(here, "done", "failed", "running", "lost", "old", "stopped", "cancelled", "waiting")
+    folder = an_array(here, "done", "failed", "running", "lost", "old", "stopped", "cancelled", "waiting", "again")
     put(folder, 0, 0, "spikeloom: all is well\n")
     put(
         folder,
@@ -189,7 +197,8 @@ def test_the_state_of_an_array_tells_which_failed_and_why(here, capsys):
     put(folder, 3, None, "step 9\nslurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 12:00 DUE TO TIME LIMIT ***\n")
     put(folder, 4, 1, job="5")  # of the submission before
     put(folder, 5, 75, "step 3\n", requeues=4)
-    (here / "queue").write_text("2\n4\n5\n7\n")
+    put(folder, 8, 75, "spikeloom: it saved\n", requeues=1)
+    (here / "queue").write_text("2\n4\n7\n8\n")
     elements = {one.name: (one.state, one.exit_code, one.said) for one in array_state(folder)}
     assert elements == {
         "done": ("done", 0, ""),
@@ -200,9 +209,10 @@ def test_the_state_of_an_array_tells_which_failed_and_why(here, capsys):
         "stopped": ("stopped", 75, "step 3"),
         "cancelled": ("lost", None, ""),
         "waiting": ("waiting", None, ""),
+        "again": ("waiting", 75, ""),
     }
     show_submitted(folder)
-    assert capsys.readouterr().out.splitlines()[-1] == "1 done, 1 running, 2 waiting, 1 stopped, 1 failed, 2 lost"
+    assert capsys.readouterr().out.splitlines()[-1] == "1 done, 1 running, 3 waiting, 1 stopped, 1 failed, 2 lost"
 
 
 def test_of_many_elements_those_that_are_well_are_only_counted(here, capsys):
@@ -241,6 +251,7 @@ def test_what_the_script_notes_is_what_is_read(here):
         ),
         ("[rank 1] spikeloom: a: b; c\nRuntimeError: peer has gone\n", "[rank 1] spikeloom: a: b; c"),
         ("spikeloom: job 7: it has saved and is queued again\nstep 3\nValueError: x\n", "ValueError: x"),
+        ("step 3\nslurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 12:00 DUE TO JOB REQUEUE ***\n", "step 3"),
         (
             "srun: error: n1: tasks 0-3: Killed\nslurmstepd: error: Detected 1 oom_kill event\n",
             "slurmstepd: error: Detected",
