@@ -19,11 +19,12 @@ PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "sinf
 PACKAGES = "slurmctld slurmd slurm-client munge"
 INIT = Path(__file__).with_name("cluster.sh")
 NODES = ("node1", "node2")
-CPUS = 2  # of a node, as SLURM counts them
+CPUS, MEMORY_MB = 8, 32768  # of a node, as SLURM counts them: one task of configs/cluster/cpu.yaml fits
 SPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 END = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
 
-# cred_expire: a requeued job waits as long before it starts again. The defaults otherwise, or what needs no systemd.
+# cred_expire: a requeued job waits as long before it starts again, two minutes by default; 5 s is the least. All else
+# is SLURM's default, or needs no systemd.
 CONF = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -31,7 +32,7 @@ SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.sock,cred_expire=3
+AuthInfo=socket={folder}/munge.sock,cred_expire=5
 CryptoType=crypto/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -53,9 +54,11 @@ SelectTypeParameters=CR_CPU
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=1,sched_min_interval=100000
-PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-NODE = "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory=4000 State=UNKNOWN\n"
+NODE = (
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory} State=UNKNOWN\n"
+)
 
 
 def why_not() -> str | None:
@@ -95,7 +98,7 @@ class Cluster:
 
     def _configure(self) -> None:
         self.folder.chmod(0o755)
-        for name in ("log", "state"):
+        for name in ("log", "state", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir()
         key = self.folder / "munge.key"
         key.touch(0o400)
@@ -103,7 +106,9 @@ class Cluster:
         hosts = Path("/etc/hosts").read_text()
         (self.folder / "hosts").write_text(f"127.0.0.1 {' '.join(NODES)}\n{hosts}")
         host, (port, *ports) = socket.gethostname().partition(".")[0], _free_ports(1 + len(NODES))
-        nodes = [NODE.format(name=name, host=host, port=at, cpus=CPUS) for name, at in zip(NODES, ports)]
+        nodes = [
+            NODE.format(name=name, host=host, port=at, cpus=CPUS, memory=MEMORY_MB) for name, at in zip(NODES, ports)
+        ]
         conf = CONF.format(host=host, port=port, folder=self.folder, first_job=random.randrange(1000, 9000))
         (self.folder / "slurm.conf").write_text("".join(nodes) + conf)
 
@@ -141,7 +146,7 @@ class Cluster:
         assert told.returncode == 0, told.stderr
         return dict(re.findall(r"(\w+)=(\S*)", told.stdout.splitlines()[0]))
 
-    def wait(self, job: int | str, states: tuple[str, ...] = END, seconds: float = 120.0) -> dict[str, str]:
+    def wait(self, job: int | str, states: tuple[str, ...] = END, seconds: float = 180.0) -> dict[str, str]:
         """The job's facts once it is in one of these states (by default at its end); AssertionError after `seconds`."""
         until = time.monotonic() + seconds
         while (facts := self.job(job))["JobState"] not in states:

@@ -1,9 +1,11 @@
-"""A SLURM cluster for the tests of this folder: brought up once for each test process, gone with it."""
+"""A SLURM cluster for the tests of this folder: brought up once for each test process, gone with it; and tiny shards."""
 
 import os
+from pathlib import Path
 
 import pytest
 
+from tests.pretrain.conftest import make_session, make_shards
 from tests.slurm.cluster import Cluster, why_not
 
 
@@ -18,3 +20,10 @@ def cluster():
         for name, value in running.environment.items():
             patch.setenv(name, value)
         yield running
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory) -> Path:
+    """Three tiny sessions with planted tuning: tiny/a, tiny/b, tiny/c."""
+    sessions = [make_session(name, units, seed=units) for name, units in (("a", 12), ("b", 10), ("c", 14))]
+    return make_shards(tmp_path_factory.mktemp("tiny"), sessions)

@@ -1,0 +1,141 @@
+"""A pretraining on two nodes of a real SLURM: equal to a local one, and equal again whatever interrupts it.
+
+`whole` is the run that nothing interrupted. Every other run is the same training, cut somewhere: weights, optimiser and
+average must be equal to the bit, and every row of its metrics must stand there once.
+"""
+
+import json
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from tests.slurm.submitted import (
+    PATIENCE_S,
+    ROOT,
+    SPIKELOOM,
+    assert_same,
+    await_step,
+    has_pending,
+    leader_of,
+    logs,
+    resubmit,
+    submit,
+    until,
+    writing,
+)
+
+pytestmark = pytest.mark.slurm
+STEPS = 120
+EARLY = 10  # a step that is told of soon, with most of the run still to come
+TRAINING = {
+    "model": {"name": "poyo", "width": 16, "depth": 1, "latents_per_step": 2}
+    | {"cross_heads": 1, "self_heads": 1, "head_width": 16},
+    "sessions": ["tiny/[ab]"],
+    "optim": {"name": "lamb", "lr": 5e-3, "average": 0.9},
+    "loader": {"batch_windows": 4},
+    "trainer": {"steps": STEPS, "val_every": 60, "save_every": 20, "log_every": 5, "device": "cpu", "threads": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def training(shards, tmp_path_factory) -> list[str]:
+    """The words of a training without its run folder."""
+    path = tmp_path_factory.mktemp("training") / "training.yaml"
+    path.write_text(yaml.safe_dump(TRAINING))
+    return ["pretrain", str(path), f"shards={shards}"]
+
+
+@pytest.fixture(scope="module")
+def whole(cluster, training, tmp_path_factory) -> Path:
+    """The run folder of two ranks on two nodes."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    (job,) = submit(cluster, *training, f"run={run}", "cluster.nodes=2")
+    facts = cluster.wait(job)
+    assert facts["JobState"] == "COMPLETED" and facts["NodeList"] == "node[1-2]", logs(run)
+    return run
+
+
+def begin(cluster, training, run: Path, *more: str) -> str:
+    """Submit the training; gives its job once it has made some steps."""
+    (job,) = submit(cluster, *training, f"run={run}", "cluster.nodes=2", *more)
+    await_step(run, EARLY)
+    return job
+
+
+def finish(cluster, job: str, run: Path, whole: Path, restarts: int) -> None:
+    """Wait for the end of a job that was interrupted, and compare."""
+    facts = cluster.wait(job)
+    assert (facts["JobState"], facts["Restarts"]) == ("COMPLETED", str(restarts)), logs(run)
+    assert_same(run, whole, STEPS)
+
+
+def test_two_nodes_compute_what_two_local_processes_do(cluster, training, whole, tmp_path):
+    run = tmp_path / "local"
+    done = cluster.run(*SPIKELOOM, *training, f"run={run}", "trainer.devices=2", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    told = [json.loads((folder / "provenance.json").read_text()) for folder in (run, whole)]
+    assert [facts["ranks"] for facts in told] == [2, 2]
+    assert_same(run, whole, STEPS)
+
+
+def test_a_run_near_its_time_limit_ends_the_same(cluster, training, whole, tmp_path):
+    """SLURM looks at time limits every 30 s; until then rank 0 is held still, for the run would be done before."""
+    run = tmp_path / "run"
+    job = begin(cluster, training, run, "cluster.time='00:02:00'", "cluster.signal_s=120")
+    leader = leader_of(job)
+    leader.suspend()
+    until("SIGUSR1 before the time limit", lambda: has_pending(leader, signal.SIGUSR1))
+    leader.resume()
+    finish(cluster, job, run, whole, restarts=1)
+    assert "it has saved and is queued again" in logs(run)
+
+
+def test_a_run_cancelled_in_the_middle_of_a_save_goes_on_from_a_whole_one(cluster, training, whole, tmp_path):
+    """Rank 0 is held still while it writes, so that SLURM strikes there: first scancel, which lets it end in peace, then,
+    submitted again, SIGKILL, which leaves the file unfinished."""
+    run = tmp_path / "run"
+    job = begin(cluster, training, run)
+    for how in ((), ("--signal=KILL", "--full")):
+        leader = caught_writing(job, run)
+        assert cluster.run("scancel", *how, job).returncode == 0
+        facts = cluster.wait(job)
+        assert facts["JobState"] in ("CANCELLED", "FAILED"), logs(run)
+        leader.wait(PATIENCE_S)
+        assert bool(writing(run)) == bool(how), logs(run)
+        job = resubmit(cluster, run)
+    finish(cluster, job, run, whole, restarts=0)
+    assert not writing(run)
+
+
+def caught_writing(job: str, run: Path) -> psutil.Process:
+    """Rank 0 of a job, suspended while it writes a save."""
+    leader = leader_of(job)
+
+    def look() -> bool:
+        if writing(run):
+            leader.suspend()
+            if writing(run):
+                return True
+            leader.resume()
+        return False
+
+    until("save in the making", look)
+    return leader
+
+
+@pytest.mark.slow
+def test_a_run_signalled_and_then_robbed_of_a_node_ends_the_same(cluster, training, whole, tmp_path):
+    """What its job saved it goes on from, and where SLURM queues it again by itself it goes on from its last save."""
+    run, node = tmp_path / "run", ("NodeName=node2", "Reason=test")
+    job = begin(cluster, training, run)
+    assert cluster.run("scancel", "--signal=USR1", job).returncode == 0
+    until("second start", lambda: cluster.job(job)["Restarts"] == "1" and cluster.job(job)["JobState"] == "RUNNING")
+    await_step(run, 2 * STEPS // 3)
+    assert cluster.run("scontrol", "update", *node, "State=DOWN").returncode == 0
+    cluster.wait(job, states=("PENDING",))
+    assert cluster.run("scontrol", "update", *node, "State=RESUME").returncode == 0
+    finish(cluster, job, run, whole, restarts=2)
+    assert "stopped by SIGUSR1 after step" in logs(run)
