@@ -49,7 +49,7 @@ def _of_slurm(environment: Mapping[str, str]) -> Part:
         task, first, count = (int(environment[name]) for name in names)
         step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
     except (KeyError, ValueError) as error:
-        do = "submit it as an array (sbatch --array=0-15 slurm/prepare.sbatch ...), or write part=i/N"
+        do = "submit it as an array (sbatch --array=0-15 ...), or write part=i/N, as spikeloom submit does"
         raise ConfigError("part", f"slurm, but {' or '.join(names)} is not set", do) from error
     place, rest = divmod(task - first, max(step, 1))
     if rest or not 0 <= place < count:
