@@ -97,10 +97,10 @@ def _done(work: Callable, arguments: tuple, moment: Moment | None, ranks: int) -
 
 
 def _strikes(moment: Moment, pids: list[int]) -> Iterator[int | None]:
-    """The process to be struck once its moment has come; None each time before. Looks without pause for a path that may
-    stand for a millisecond."""
+    """The process to be struck once its moment has come; None each time before."""
     for pattern in moment.patterns:
         while not any(Path(moment.folder).glob(pattern)):
+            time.sleep(0.0005)
             yield None
     come = time.monotonic() + moment.seconds
     while time.monotonic() < come:
