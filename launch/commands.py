@@ -7,7 +7,10 @@ from launch.verb import Verb
 from launch.verb_check import CHECK
 from launch.verb_corpus import CORPUS
 from launch.verb_discover import DISCOVER, INSPECT
+from launch.verb_export import EXPORT
 from launch.verb_merge import MERGE
+from launch.verb_replay import REPLAY
+from launch.verb_submit import SUBMIT
 
 OPENING = 1e6  # bytes that take about as long to read as a file takes to open
 
@@ -69,9 +72,23 @@ def _pretrain_schema() -> type:
 
 
 def _pretrain(config) -> int:
-    from pretrain.train import pretrain
+    def train() -> str:
+        from pretrain.train import pretrain
 
-    return _reported(pretrain(config))
+        return pretrain(config)
+
+    return _by_ranks(config, train)
+
+
+def _by_ranks(config, train) -> int:
+    """Train here, or as several processes of this machine where the config asks for them."""
+    from launch.local_ranks import rank_told, run_ranks
+
+    code = run_ranks(config.trainer.devices, config.trainer.device)
+    if code is not None:
+        return code
+    run = train()
+    return _reported(run) if rank_told() == 0 else 0
 
 
 def _plan_pretrain(config) -> list[str]:
@@ -96,9 +113,12 @@ def _finetune_schema() -> type:
 
 
 def _finetune(config) -> int:
-    from pretrain.finetune import finetune
+    def train() -> str:
+        from pretrain.finetune import finetune
 
-    return _reported(finetune(config))
+        return finetune(config)
+
+    return _by_ranks(config, train)
 
 
 def _plan_finetune(config) -> list[str]:
@@ -237,6 +257,9 @@ VERBS = {
         _plan_evaluate,
         needs="run=FOLDER",
     ),
+    "export": EXPORT,
+    "replay": REPLAY,
+    "submit": SUBMIT,
     "show": Verb(
         "say what a path holds: a session, shards, a checkpoint or a run",
         "spikeloom show shards",

@@ -13,6 +13,7 @@ from data_prep.session import Session
 from data_prep.store import list_sessions, load_session
 from launch.record import Results, read_run
 from launch.show_shards import show_shards
+from launch.submit_state import show_submitted, submitted
 from launch.table import as_text, print_table, print_texts
 from sharding.index import ShardIndex
 
@@ -44,8 +45,11 @@ def show(config: ShowConfig) -> None:
         show_shards(ShardIndex.open(path), path, config.sessions)
     elif (path / "checkpoint.json").exists():
         show_checkpoint(path)
-    elif any((path / name).exists() for name in RUN_FILES):
-        show_run(path)
+    elif any((path / name).exists() for name in RUN_FILES) or submitted(path):
+        if any((path / name).exists() for name in RUN_FILES):
+            show_run(path)
+        for folder in submitted(path):
+            show_submitted(folder)
     elif list_sessions(path):
         show_sessions(path)
     else:

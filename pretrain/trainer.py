@@ -19,11 +19,10 @@ from pretrain.ranks import Ranks
 from pretrain.run import Run
 from pretrain.saves import Save, Saves
 from pretrain.speed import meter_of
-from pretrain.strategy import StrategyConfig, spread
+from pretrain.strategy import PRECISIONS, StrategyConfig, spread
 from pretrain.tracking import TrackingConfig, tracker_of
 
 DEVICES = ("auto", "cpu", "cuda")
-PRECISIONS = ("32-true", "bf16-mixed")
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,8 @@ def _set_threads(config: TrainerConfig, ranks: Ranks, device: str) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     elif ranks.local_world > 1 and device == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world))
+        cores = len(os.sched_getaffinity(0)) // ranks.local_world
+        torch.set_num_threads(max(1, int(os.environ.get("SLURM_CPUS_PER_TASK") or cores)))
 
 
 def _lightning(
@@ -196,6 +196,8 @@ def _quiet():
             warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
             # training on a CPU beside an idle GPU was asked for
             warnings.filterwarnings("ignore", message="GPU available but not used")
+            # a machine with SLURM's commands on which nothing was submitted
+            warnings.filterwarnings("ignore", message="The `srun` command is available")
             yield
     finally:
         logger.setLevel(level)

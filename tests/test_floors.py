@@ -151,6 +151,7 @@ DOORS = {
             "strategy*",
             "trainer",
             "keeper",
+            "replay",  # watches a training's steps
             "checkpoint",
             "tracking",
             "train",
