@@ -126,7 +126,21 @@ class _Strategy(DeepSpeedStrategy):
             lr_scheduler=lr_scheduler,
             dist_init_required=False,
         )
+        if self.zero_stage_3:
+            _want_until_the_end(model)
         return engine, wrapped
+
+
+def _want_until_the_end(model: nn.Module) -> None:
+    """Have parameters that stand beside a module's children gathered for the whole backward pass.
+
+    DeepSpeed gathers a module's own for it where it meets the tensors that the module gave out; what the model gives out
+    (Encoded) hides them from it. Those of modules without children are met, as these give out tensors.
+    """
+    for module in model.modules():
+        if module is not model and next(module.children(), None):
+            for weight in module.parameters(recurse=False):
+                deepspeed.zero.register_external_parameter(model, weight)
 
 
 class _SpreadState(Spread):

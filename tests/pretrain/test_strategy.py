@@ -52,7 +52,7 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
 
 def assert_table_is_sparse(found: dict[str, torch.Tensor]) -> None:
     """Units that the last step did not see have no moments: the rule that has to be kept where rows are cut."""
-    moments = found["optimizer/unit.weight/m"]
+    moments = found["optimizer/body.unit.weight/m"]
     absent = (moments == 0).all(dim=1)
     assert 0 < absent.sum() < len(moments)
 
@@ -109,8 +109,11 @@ def test_what_ddp_freezes_neither_moves_nor_decays_until_it_is_freed(warm, tmp_p
     (short,) = trained(warm, tmp_path, 2, fit("ddp", "adamw", freezes=True, steps=5, parts=2))
     (found,) = trained(warm, tmp_path, 2, fit("ddp", "adamw", freezes=True, parts=2))
     assert_same(found, expected, "freed after 5 steps")
-    assert torch.equal(short["weights/norm.weight"], torch.ones(7)) and "optimizer/mix.weight/exp_avg" not in short
-    assert (found["optimizer/mix.weight/step"], found["optimizer/unit.weight/step"]) == (45, 50)
+    assert (
+        torch.equal(short["weights/body.norm.weight"], torch.ones(7))
+        and "optimizer/body.mix.weight/exp_avg" not in short
+    )
+    assert (found["optimizer/body.mix.weight/step"], found["optimizer/body.unit.weight/step"]) == (45, 50)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from pretrain.ranks import joined
 from pretrain.strategy import StrategyConfig, spread
 from pretrain.strategy_zero import spread_zero  # noqa: F401 so that forks of this need not load DeepSpeed
 
-ROWS, WIDTH, TABLES = 11, 5, {"unit.weight"}
+ROWS, WIDTH, TABLES = 11, 5, {"body.unit.weight"}
 WINDOWS = 12  # of a global batch
 
 
@@ -76,28 +76,47 @@ class Parts(torch.utils.data.IterableDataset):
                 yield Part(*(tensors[number] for tensors in split), batch.total)
 
 
+@dataclass(frozen=True)
+class Given:
+    """What the body gives out: tensors inside a type of ours, as the models do."""
+
+    y_BK: torch.Tensor
+
+
+class Body(nn.Module):
+    """A table, a matrix, a norm, parameters beside these modules, and a bias and a gain of fewer elements than ranks."""
+
+    def __init__(self):
+        super().__init__()
+        self.unit = nn.Embedding(ROWS, WIDTH)
+        self.latent = nn.Parameter(torch.randn(3, WIDTH))
+        self.mix, self.norm, self.out = nn.Linear(WIDTH, 7), nn.LayerNorm(7), nn.Linear(7, 3)
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, unit_B: torch.Tensor) -> Given:
+        unit_BD = self.unit(unit_B)
+        x_BD = unit_BD + torch.softmax(unit_BD @ self.latent.T, -1) @ self.latent
+        return Given(self.out(torch.tanh(self.norm(self.mix(x_BD)))) * self.gain)
+
+
 class Toy(lightning.LightningModule):
-    """An embedding, a parameter of the module itself, a matrix, a norm, and a bias of fewer elements than ranks."""
+    """The body and its loss."""
 
     def __init__(self, fit: Fit, ranks, shards):
         super().__init__()
         torch.manual_seed(0)
         self.fit, self.ranks, self.shards = fit, ranks, shards
-        self.unit = nn.Embedding(ROWS, WIDTH)
-        self.latent = nn.Parameter(torch.randn(3, WIDTH))
-        self.mix, self.norm, self.out = nn.Linear(WIDTH, 7), nn.LayerNorm(7), nn.Linear(7, 3)
-        self.gain = nn.Parameter(torch.ones(1))
+        self.body = Body()
         self.losses, self.norms = [], []
 
     def addend(self, part: Part) -> torch.Tensor:
-        x_BD = self.unit(part.unit_B) + torch.softmax(self.unit(part.unit_B) @ self.latent.T, -1) @ self.latent
-        y_BK = self.out(torch.tanh(self.norm(self.mix(x_BD)))) * self.gain
+        y_BK = self.body(part.unit_B).y_BK
         return ((y_BK - part.target_BK).square().mean(-1) * part.weight_B).sum() / part.total
 
     def on_train_batch_start(self, part: Part, batch_idx: int) -> None:
         if self.fit.freezes:  # as finetuning does: first the table, then everything
             for weight in self.parameters():
-                weight.requires_grad_(weight is self.unit.weight or self.global_step >= 5)
+                weight.requires_grad_(weight is self.body.unit.weight or self.global_step >= 5)
 
     def training_step(self, part: Part, batch_idx: int) -> torch.Tensor:
         loss = self.addend(part)
@@ -132,6 +151,8 @@ class Watcher(lightning.Callback):
             self.spread.take_optimizer(module, state)
             self.average.steps = self.fit.start
             self.spread.fill(module, self.average.average, _below(self.saved, "average/"))
+        else:
+            self._validate(module)
 
     def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
         self.spread.note_gradients(module)
