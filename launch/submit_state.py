@@ -29,7 +29,7 @@ class Element:
     """One element of an array, or the one job that is none.
 
     `state`: waiting (in the queue, for the first time or again), running, done, stopped (it saved and left the queue), failed,
-    or lost (it left the queue without a word: its node failed, or it was cancelled before it could speak).
+    or lost (it left the queue without a word: its node failed, it was cancelled, or what it waited for failed).
     """
 
     name: str
@@ -63,7 +63,7 @@ def _element(folder: Path, job: str, number: int, name: str, array: bool, queue:
     note = _note(folder / "ends" / f"{number}.json")
     here = queue is None or number in queue
     if note.get("job") != job:
-        return Element(name, WAITING if here else LOST, None, 0, "" if here else said(log), log)
+        return Element(name, WAITING if here else LOST, None, 0, "" if here else said(log) or "it never began", log)
     code = note.get("exit_code")
     if code is None:
         state = RUNNING if here else LOST

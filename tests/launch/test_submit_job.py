@@ -207,7 +207,7 @@ def test_the_state_of_an_array_tells_which_failed_and_why(here, capsys):
         "lost": ("lost", None, "slurmstepd: error: *** JOB 7 ON n1 CANCELLED AT 12:00 DUE TO TIME LIMIT ***"),
         "old": ("waiting", None, ""),
         "stopped": ("stopped", 75, "step 3"),
-        "cancelled": ("lost", None, ""),
+        "cancelled": ("lost", None, "it never began"),
         "waiting": ("waiting", None, ""),
         "again": ("waiting", 75, ""),
     }
