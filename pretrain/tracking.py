@@ -58,8 +58,10 @@ COLUMNS = (
 )
 COUNTS = ("step", "windows", "tokens")  # whole numbers
 MEASURED = ("seconds", "speed/", "memory/")  # columns, by how they begin, that two equal runs do not have alike
+AXIS = "trainer/global_step"  # the horizontal axis that Lightning's logger gives all curves
 SESSION = "valid/r2/"  # how the columns of sessions begin
 START_S, FINISH_S = 60.0, 30.0  # wandb is waited for, at the start (then the run stays offline) and at the end
+OFFLINE_S = 300.0  # its own process, at the start, on a machine however busy
 
 
 @dataclass(frozen=True)
@@ -180,10 +182,11 @@ class Tracker:
     def record(self, row: dict[str, float]) -> None:
         """A row of the files; with it wandb gets what was judged at the same step."""
         self.file.append(row)
-        told = {name: value for name, value in row.items() if name != "step"} | self._media
+        step = int(row["step"])
+        told = {name: value for name, value in row.items() if name != "step"} | self._media | {AXIS: step}
         self._media = {}
-        if row["step"] > self.seen:
-            self._safely(lambda: self.logger.log_metrics(told, step=int(row["step"])))
+        if step > self.seen:  # wandb's own count of steps is ours too: a later start goes on where an earlier one was
+            self._safely(lambda: self.logger.experiment.log(told, step=step))
 
     def summarise(self, facts: dict) -> None:
         """What is to stand beside the run as a whole."""
@@ -191,9 +194,7 @@ class Tracker:
 
     def close(self) -> None:
         """Finish the wandb run, if there is one, so that the next run of this process starts its own."""
-        if self.logger is not None:
-            self._told = True
-            self._safely(self.logger.experiment.finish)
+        self._safely(lambda: self.logger.experiment.finish())
 
     def _safely(self, tell: Callable[[], object]) -> None:
         if not self._told:
@@ -242,7 +243,7 @@ def _logger(config: TrackingConfig, folder: Path, id_: str, told: dict) -> Wandb
             id=id_,
             mode=mode,
             resume="allow" if mode == "online" else None,
-            settings=wandb.Settings(init_timeout=START_S, finish_timeout=FINISH_S),
+            settings=wandb.Settings(init_timeout=START_S if mode == "online" else OFFLINE_S, finish_timeout=FINISH_S),
         )
         logger.experiment.config.update(told, allow_val_change=True)
         return logger
