@@ -7,6 +7,7 @@ from launch.verb import Verb
 from launch.verb_check import CHECK
 from launch.verb_corpus import CORPUS
 from launch.verb_discover import DISCOVER, INSPECT
+from launch.verb_doctor import DOCTOR
 from launch.verb_export import EXPORT
 from launch.verb_merge import MERGE
 from launch.verb_replay import REPLAY
@@ -260,6 +261,7 @@ VERBS = {
     "export": EXPORT,
     "replay": REPLAY,
     "submit": SUBMIT,
+    "doctor": DOCTOR,
     "show": Verb(
         "say what a path holds: a session, shards, a checkpoint or a run",
         "spikeloom show shards",
