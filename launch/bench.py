@@ -22,6 +22,7 @@ from launch.bench_machine import circumstances, in_a_line
 from launch.bench_sessions import SYNTHETIC_RECIPE, reading_of, shards_of, simulated
 from launch.bench_size import sizes
 from launch.bench_supply import SupplyConfig, supplied
+from launch.bench_survive import SurviveConfig, survived
 from launch.files import did_you_mean
 from launch.record import read_metrics
 from launch.table import as_text, print_table
@@ -31,7 +32,7 @@ from sharding.index import ShardIndex
 from sharding.statistics import target_statistics
 
 PARTS = ("ingest", "loader", "train", "size")
-APART = ("supply",)  # no part of "all": it tells of corpora, not of the sessions
+APART = ("supply", "survive")  # no part of "all": of corpora rather than the sessions, and of many trainings
 # What takes longer is no part of "all" either. Each is called with the config and the folder of its results.
 STUDIES: dict[str, Callable[["BenchConfig", Path], None]] = {
     "learn": lambda config, folder: learn(config.learn, folder),
@@ -53,7 +54,8 @@ def _training() -> PretrainConfig:
 @dataclass(frozen=True)
 class BenchConfig:
     what: str = "all"
-    "ingest, loader, train, size, or all of these; supply: start-up by corpus size; learn, diagnose: how recipes learn"
+    """ingest, loader, train, size, or all of these; supply: start-up by corpus size; survive: saves, stops and strategies;
+    learn, diagnose: how recipes learn"""
     output: str = "bench"
     "folder of the sessions, shards and results"
     nwb: str = ""
@@ -78,6 +80,8 @@ class BenchConfig:
     "what is trained and how; its shards and run are set here"
     supply: SupplyConfig = field(default_factory=SupplyConfig)
     "the corpora of `bench supply`"
+    survive: SurviveConfig = field(default_factory=SurviveConfig)
+    "the trainings of `bench survive`: `training`, spread, stopped and continued"
     learn: LearnConfig = field(default_factory=LearnConfig)
     "what `bench learn` compares"
     diagnose: DiagnoseConfig = field(default_factory=DiagnoseConfig)
@@ -111,6 +115,9 @@ def bench(config: BenchConfig) -> list[Measurement]:
     out += _loading(config) if "loader" in wanted else []
     if "supply" in wanted:
         out += (Measurement(*row) for row in supplied(config.supply, folder / "supply"))
+    if "survive" in wanted:
+        shards = config.survive.shards or str(shards_of(_reading(config), folder).root)
+        out += (Measurement(*row) for row in survived(config.survive, config.training, shards))
     if "train" in wanted or "size" in wanted:
         reading = _reading(config)
         index = shards_of(reading, folder)

@@ -58,7 +58,7 @@ def start_ranks(command: list[str], count: int) -> int:
             "MASTER_PORT": str(port),
             STARTER: str(os.getpid()),
         }
-        told.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // count)))
+        told.setdefault("OMP_NUM_THREADS", str(max(1, cores() // count)))
         try:
             for rank in range(count):
                 ranks.append(_started(command, told | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, rank))
@@ -93,7 +93,8 @@ def _count(devices: int, device: str) -> int:
     return devices or max(gpus, 1)
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
