@@ -48,12 +48,19 @@ class Alarms:
 
         `batches` are this rank's parts of the step's global batch. Where the weights are still those from before the step
         and one process trains, the first output that is not finite is named; else what is left to see: tensors of the
-        batch, gradients, weights.
+        batch, weights, gradients.
         """
+        self._spoiled(step, "loss", value, batches, module)
+
+    def gradient(self, step: int, norm: float, batches: Sequence[Batch], module: DecodingModule) -> None:
+        """As loss(), of a step whose gradient's norm was not finite: its loss may well have been."""
+        self._spoiled(step, "gradient", norm, batches, module)
+
+    def _spoiled(self, step: int, kind: str, value: float, batches: Sequence[Batch], module: DecodingModule) -> None:
         found = found_in(step, batches, module)
         record = {
             "step": step,
-            "loss": str(value),
+            kind: str(value),
             "batch": batches[0].number,
             "seed": self.data.seed,
             "found": found,
@@ -65,10 +72,10 @@ class Alarms:
         def tell() -> None:
             where.parent.mkdir(exist_ok=True)
             write_whole(where, json.dumps(record, indent=1).encode())
-            self._tell("loss", step, f"the loss is {value}; {first}", names=[first])
+            self._tell(kind, step, f"the {kind} is {value}; {first}", names=[first])
             raise ConfigError(
                 f"step {step}",
-                f"the loss is {value} ({first}; {where} names its windows)",
+                f"the {kind} is {value} ({first}; {where} names its windows)",
                 f"look closer by `spikeloom replay run={self.folder}`; where the data are sound lower optim.lr or set "
                 "optim.clip_norm",
             )
@@ -185,18 +192,23 @@ class Numbers:
 
 
 def found_in(step: int, batches: Sequence[Batch], module: DecodingModule) -> list[str]:
-    """What is not finite, a line each, the likeliest cause first: tensors of the batch, the first output when the batch is
-    run through again (by one process alone, while the weights are finite), gradients, weights."""
+    """What is not finite, a line each, the likeliest cause first: tensors of the batch, weights (of an earlier step's
+    gradient), the first output when the batch is run through again (by one process, while the weights are finite),
+    gradients."""
     weights = not_finite(module.named_parameters())
     lines = [f"the batch's {bad}" for batch in batches for bad in not_finite(batch.tensors().items())]
+    lines += [f"the weight {bad}" for bad in weights]
     if module.ranks.world == 1 and not weights:
         for number, batch in enumerate(batches):
             seed_step(module.seed, step - 1, 0, number)
             with outputs(module) as seen, torch.no_grad(), module.trainer.precision_plugin.train_step_context():
-                module.addend(batch)
-            lines += [f"the output of {bad}" for bad in seen if not bad.finite][:1]
-    lines += [f"the gradient of {bad}" for bad in not_finite(gradients(module))]
-    return lines + [f"the weight {bad}" for bad in weights]
+                value = module.addend(batch)
+            bad = next((numbers for numbers in seen if not numbers.finite), None)
+            if bad:
+                lines.append(f"the output of {bad}")
+            elif not bool(torch.isfinite(value)):
+                lines.append(f"all outputs are finite, the last up to {seen[-1].largest:.3g}: their error is not")
+    return lines + [f"the gradient of {bad}" for bad in not_finite(gradients(module))]
 
 
 def gradients(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

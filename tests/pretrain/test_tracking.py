@@ -205,6 +205,12 @@ print("went on")
 """
 
 
+def fresh_process(script: str, folder: Path, **variables: str) -> subprocess.CompletedProcess:
+    """A script run with a wandb of its own, which knows nothing of this process's."""
+    env = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"} | variables
+    return subprocess.run([sys.executable, "-c", script, folder], capture_output=True, text=True, timeout=300, env=env)
+
+
 @pytest.mark.slow
 def test_wandb_that_dies_does_not_stop_a_training(tmp_path, quiet_wandb):
     """Its process is killed, as the system does when memory runs out."""
@@ -231,12 +237,22 @@ def test_an_unreachable_wandb_leaves_the_run_offline(tmp_path, quiet_wandb, monk
     assert [point["train/loss"] for point in points(start)] == [0.5]
 
 
-def test_wandb_online_without_a_login_is_told_before_anything_is_trained(tmp_path, quiet_wandb, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    with pytest.raises(ConfigError, match="run `wandb login` first"):
-        tracking._logger(TrackingConfig(wandb="online"), tmp_path, "x", {})
+NO_LOGIN = """
+import sys
+from pathlib import Path
+from pretrain import tracking
+tracking._logger(tracking.TrackingConfig(wandb="online"), Path(sys.argv[1]), "x", {})
+"""
+
+
+@pytest.mark.slow
+def test_wandb_online_without_a_login_is_told_before_anything_is_trained(tmp_path, quiet_wandb):
+    """In a process of its own: wandb remembers a key that it has seen."""
+    nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    done = fresh_process(NO_LOGIN, tmp_path, **nobody)
+    assert (
+        "ConfigError: tracking.wandb: wandb does not start" in done.stderr and "run `wandb login` first" in done.stderr
+    )
 
 
 def test_wandb_is_off_unless_asked(pretrained):
@@ -284,14 +300,16 @@ def test_pictures_come_at_the_validation_after_each_interval(tmp_path, every, va
     assert [path.name for path in sorted(tmp_path.glob("traces/*"))] == [f"step-{step:08d}.png" for step in drawn]
 
 
-def test_a_progress_line_says_what_is_known(capsys):
+def test_a_progress_line_says_what_is_known(capsys, monkeypatch):
+    now = iter([0.0, 100.0, 100.0, 119.0])  # begun, and each update
+    monkeypatch.setattr("pretrain.progress.time.monotonic", lambda: next(now))
     progress = StepProgress(1000, 500)
-    progress._began -= 100.0
     progress.update(510, {"train/loss": 0.5, "speed/tokens_s": 12345.6}, told=True)
     progress.update(520, {"valid/r2": 0.75, "train/loss": float("nan")}, told=True)
     progress.update(530, {"train/loss": 0.25}, told=False)  # not 20 s later
     first, second = capsys.readouterr().err.splitlines()
     assert first == "step 510/1000  loss 0.5000  12,346 tokens/s  1 h 21 min left"
     assert second == "step 520/1000  loss 0.5000  R2 0.750  12,346 tokens/s  40 min 00 s left"
+    now = iter([0.0, 1.0])
     StepProgress(1000, 0, quiet=True).update(10, {"train/loss": 0.5}, told=True)
     assert capsys.readouterr().err == ""
