@@ -8,7 +8,7 @@ from data_prep.errors import MendableError
 from launch.doctor_case import FAULT, OK, SKIPPED, Case, Finding, fault, skipped
 from launch.doctor_cluster import cluster_room, duration, wandb_account
 from launch.doctor_machine import clock, limits, memory_room
-from launch.doctor_room import cache_room, run_folder
+from launch.doctor_room import cache_room, run_folder, saves_room
 from launch.doctor_software import attention, deepspeed, devices, nccl, packages, processes, torch_build
 from launch.doctor_supply import batches, every_shard, sessions, shards
 from launch.doctor_trial import trial
@@ -36,8 +36,8 @@ class Row:
 CHECKS: dict[str, Check] = {
     "packages": Check(packages, 30),
     "torch": Check(torch_build, 30),
-    "devices": Check(devices, 60),
-    "nccl": Check(nccl, 120),
+    "devices": Check(devices, 60, after=("torch",)),
+    "nccl": Check(nccl, 120, after=("devices",)),
     "attention": Check(attention, 10),
     "deepspeed": Check(deepspeed, 120),
     "processes": Check(processes, 60),
@@ -45,12 +45,13 @@ CHECKS: dict[str, Check] = {
     "shards": Check(shards, 60),
     "checksums": Check(every_shard, 7 * 86400, after=("shards",)),
     "sessions": Check(sessions, 60, after=("shards",)),
-    "batches": Check(batches, 120, after=("sessions",)),
+    "batches": Check(batches, 120, after=("sessions", "devices")),
     "run folder": Check(run_folder, 60),
-    "cache": Check(cache_room, 30),
+    "saves": Check(saves_room, 30, after=("run folder", "batches")),
+    "cache": Check(cache_room, 30, after=("shards",)),
     "memory": Check(memory_room, 30, after=("batches",)),
     "limits": Check(limits, 10),
-    "trial": Check(trial, 120, after=("devices", "batches", "memory")),
+    "trial": Check(trial, 120, after=("batches", "memory")),
     "cluster": Check(cluster_room, 30),
     "duration": Check(duration, 30, after=("trial",)),
     "wandb": Check(wandb_account, 30),

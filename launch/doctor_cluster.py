@@ -1,6 +1,7 @@
 """SLURM's partition, a job's time against the training's, and wandb's account -> findings."""
 
 import math
+import netrc
 import os
 import platform
 import re
@@ -9,6 +10,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import wandb
@@ -179,9 +181,9 @@ def wandb_account(case: Case) -> list[Finding]:
         return [fine("off: metrics.csv and metrics.jsonl alone")]
     if mode == "offline":
         return [fine("offline: kept in the run folder, `wandb sync` sends it later")]
-    where = wandb.Settings().base_url
+    where = wandb.setup().settings.base_url
     host = urlsplit(where).hostname
-    if not wandb.api.api_key:
+    if not _has_key(host):
         return [fault(f"no account for {host}", "run `wandb login`, or take tracking.wandb=offline")]
     try:
         with urllib.request.urlopen(urllib.request.Request(where, method="HEAD"), timeout=REACH_S):
@@ -193,3 +195,13 @@ def wandb_account(case: Case) -> list[Finding]:
         do = "open the way, or take tracking.wandb=offline and `wandb sync` it later"
         return [warning(f"{host} cannot be reached from {platform.node()} ({reason})", do)]
     return [fine(f"online: {host} answers, and there is an account for it")]
+
+
+def _has_key(host: str) -> bool:
+    """Whether wandb would find a key: in the environment, or where `wandb login` leaves it. It is not looked at."""
+    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
+        return True
+    try:
+        return netrc.netrc(os.environ.get("NETRC") or Path.home() / ".netrc").authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

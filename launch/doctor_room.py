@@ -31,29 +31,27 @@ def run_folder(case: Case) -> list[Finding]:
             fault(f"{place}: {error.strerror}", "take a folder that can be written to, renamed in and flushed"),
         ]
     out.append(fine(f"written, flushed and renamed there at {in_bytes(case.disk_rate)}/s"))
-    free, files = shutil.disk_usage(place).free, os.statvfs(place).f_favail
+    files = os.statvfs(place).f_favail
     if 0 < files < FEW_FILES:
         out.append(fault(f"{place}: only {files} more files may be made", "remove files, or take another disk"))
-    if not case.config.shards:
-        return [*out, fine(f"{in_bytes(free)} free; what a save takes follows from shards=FOLDER")]
-    need = case.estimate
+    return out
+
+
+def saves_room(case: Case) -> list[Finding]:
+    """Whether saves and checkpoints have room, each once more while a new one takes the place of an old one."""
+    need, keep = case.estimate, case.config.trainer.keep
     checkpoint = need.checkpoint + names_bytes(case.sampling.units, case.sampling.sessions)
-    keep = case.config.trainer.keep
-    wanted = (keep + 1) * need.save + 2 * checkpoint + EXTRA  # each one more, while it replaces one
+    free = shutil.disk_usage(_existing(Path(case.config.run))).free
+    wanted = (keep + 1) * need.save + 2 * checkpoint + EXTRA
     told = (
         f"{in_bytes(free)} free for {keep + 1} saves of {in_bytes(need.save)}, 2 checkpoints of {in_bytes(checkpoint)}"
     )
-    return [
-        *out,
-        fine(told) if free > wanted else fault(told, f"free {in_bytes(wanted - free)}, or lower trainer.keep"),
-    ]
+    return [fine(told) if free > wanted else fault(told, f"free {in_bytes(wanted - free)}, or lower trainer.keep")]
 
 
 def cache_room(case: Case) -> list[Finding]:
     """The folder where shards of a server are kept, and where it is remembered which were compared with their checksum."""
     config, place = case.config.cache, _existing(case.config.cache.path)
-    if not case.config.shards:
-        return [skipped("no shards are given: shards=FOLDER")]
     try:
         probed(place)
     except OSError as error:

@@ -40,7 +40,7 @@ class Steps:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return float(loss), self._since(began)
+        return float(loss.detach()), self._since(began)
 
     def decode(self, part: Batch) -> float:
         """Seconds that decoding a part takes, as in validation."""

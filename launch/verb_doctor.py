@@ -14,12 +14,12 @@ def _schema() -> type:
 
 
 def _run(config) -> int:
-    from launch.doctor import CHECKS, examine
+    from launch import doctor
     from launch.progress import ItemProgress
 
     began = time.monotonic()
-    with ItemProgress("checking", len(CHECKS)) as progress:
-        rows = examine(config, begin=progress.step)
+    with ItemProgress("checking", len(doctor.CHECKS)) as progress:
+        rows = doctor.examine(config, doctor.CHECKS, progress.step)
     return show_examined(rows, time.monotonic() - began)
 
 
