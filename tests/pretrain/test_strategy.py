@@ -1,16 +1,22 @@
 """Every strategy, in real processes over gloo, against one device: losses, weights, state, and what goes on from a save."""
 
+import csv
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from pretrain.checkpoint import load_checkpoint
 from pretrain.errors import ConfigError
 from pretrain.optim import OptimConfig, Shards
 from pretrain.ranks import ALONE, Ranks
+from pretrain.saves import Saves
 from pretrain.strategy import StrategyConfig, spread
+from pretrain.train import PretrainConfig, pretrain
+from tests.pretrain.conftest import tiny_config, tiny_model
 from tests.pretrain.toy_training import Fit, train
 from tests.pretrain.warm import Warm
 
@@ -26,7 +32,7 @@ def warm(monkeypatch):
     monkeypatch.setitem(
         os.environ, "DS_ACCELERATOR", "cpu"
     )  # read where DeepSpeed is loaded, on a machine with a GPU too
-    with Warm("tests.pretrain.toy_training") as process:
+    with Warm("tests.pretrain.toy_training, pretrain.train") as process:
         yield process
 
 
@@ -122,6 +128,30 @@ def test_a_gradient_that_is_not_finite_ends_all_ranks(warm, tmp_path, stage):
     steep = Fit("steep", StrategyConfig(stage), OptimConfig(lr=1e25))
     codes, _ = warm.run(train, [steep], tmp_path, ranks=2)
     assert codes == [ConfigError.exit_code] * 2 and not list(tmp_path.iterdir())
+
+
+def run_of(shards: Path, folder: Path, strategy: str, accumulate: int = 2, steps: int = 8) -> PretrainConfig:
+    """A run of the real model, without dropout: that is drawn by rank."""
+    calm = tiny_model(attention_dropout=0.0, ff_dropout=0.0, residual_dropout=0.0)
+    optim = OptimConfig(name="lamb", lr=1e-2, weight_decay=0.01, clip_norm=1.0, average=0.9)
+    config = tiny_config(shards, folder / strategy, model=calm, optim=optim)
+    trainer = replace(config.trainer, steps=steps, accumulate=accumulate, strategy=StrategyConfig(strategy))
+    return replace(config, trainer=trainer)
+
+
+@pytest.mark.slow
+def test_a_run_of_the_real_model_is_the_same_under_every_strategy(warm, shards, tmp_path):
+    def end(config: PretrainConfig, ranks: int) -> tuple[dict, dict, list[float]]:
+        codes, _ = warm.run(pretrain, config, ranks=ranks)
+        assert codes == [0] * ranks, config.run
+        with open(Path(config.run) / "metrics.csv", newline="") as file:
+            scores = [float(row["valid/r2"]) for row in csv.DictReader(file) if row["valid/r2"]]
+        return Saves(Path(config.run) / "saves").newest().tensors(), load_checkpoint(config.run).weights, scores
+
+    saved, exported, scores = end(run_of(shards, tmp_path, "auto", accumulate=1), 1)
+    for strategy in ("ddp", "zero1", "zero2", "zero3"):
+        for found, expected in zip(end(run_of(shards, tmp_path, strategy), 2), (saved, exported, scores)):
+            torch.testing.assert_close(found, expected, atol=SAME, rtol=SAME, msg=lambda m, s=strategy: f"{s}: {m}")
 
 
 @pytest.mark.parametrize("numel, world, padded", [(35, 2, 18), (35, 3, 12), (1, 3, 2), (1, 3, 1), (6, 1, 6), (4, 4, 2)])
