@@ -11,8 +11,8 @@ class StopRequest:
     """While inside, SIGUSR1, SIGTERM and the first Ctrl-C only set `asked`; a second Ctrl-C is KeyboardInterrupt.
 
     `asked` is the first signal's name, or None. A handler that did more could strike while other ranks wait for this
-    one. Handlers are those from before when it is left. Outside the main thread, where Python allows no handlers, it
-    does nothing.
+    one. When it is left, handlers are those from before, but for signals that someone else has taken over meanwhile.
+    Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self):
@@ -27,8 +27,9 @@ class StopRequest:
 
     def __exit__(self, *_) -> None:
         for number, handler in self._before.items():
-            # None: not set from Python, and so not to be set back from it
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            if signal.getsignal(number) == self._note:
+                # None: not set from Python, and so not to be set back from it
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:

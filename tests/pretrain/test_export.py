@@ -6,8 +6,6 @@ import pytest
 import torch
 
 from launch.cli import main
-from launch.commands import VERBS
-from launch.verb_export import EXPORT
 from pretrain.checkpoint import load_checkpoint, load_model
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.export import ExportConfig, export
@@ -112,8 +110,7 @@ def test_saves_that_are_missing_damaged_or_of_another_model_are_one_line(pretrai
         export(ExportConfig(str(run), str(tmp_path / "out")))
 
 
-def test_the_command_tells_what_it_wrote(pretrained, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(VERBS, "export", EXPORT)
+def test_the_command_tells_what_it_wrote(pretrained, tmp_path, capsys):
     words = ["export", f"run={pretrained}", f"output={tmp_path / 'out'}", "which=6"]
     assert main([*words, "--dry-run"]) == 0
     assert f"# would write which=6 of {pretrained} to {tmp_path / 'out'}; saves of steps there: 6, 8" in (

@@ -54,6 +54,18 @@ def test_handlers_are_put_back():
         signal.signal(signal.SIGUSR1, before)
 
 
+def test_a_handler_that_another_has_put_in_its_place_stays():
+    """As Lightning does at its end, which puts back those from before the training first."""
+    before = signal.getsignal(signal.SIGUSR1)
+    try:
+        with StopRequest() as request:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+            raised(signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN and request.asked is None
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_outside_the_main_thread_it_does_nothing():
     before, asked = [signal.getsignal(number) for number in ASKING], []
 

@@ -55,7 +55,17 @@ class Whole:
 
 def codes_of(warm: Warm, config: PretrainConfig, moment: Moment | None = None, ranks: int = 1) -> list[int]:
     """Exit codes of the ranks of one life of a run."""
-    return warm.run(pretrain, config, moment=moment, ranks=ranks)[0]
+    return warm.run(pretrain_alone, config, moment=moment, ranks=ranks)[0]
+
+
+def pretrain_alone(config: PretrainConfig) -> None:
+    """pretrain(), after which signals do what they did before it."""
+    before = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        pretrain(config)
+    finally:
+        changed = {number: now for number in before if (now := signal.getsignal(number)) != before[number]}
+        assert not changed, changed
 
 
 def left_alone(warm: Warm, config: PretrainConfig, ranks: int = 1) -> Whole:
