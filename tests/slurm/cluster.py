@@ -54,8 +54,12 @@ SelectTypeParameters=CR_CPU
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=1,sched_min_interval=100000
-PartitionName=cpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP
-"""
+GresTypes=gpu
+NodeName=gpu[1-2] CPUs=96 RealMemory=1048576 Gres=gpu:8 State=DOWN Reason=paper
+PartitionName=cpu Nodes={nodes} Default=YES MaxTime=INFINITE State=UP
+PartitionName=gpu Nodes=gpu[1-2] MaxTime=INFINITE State=UP
+PartitionName=spot Nodes=gpu[1-2] MaxTime=INFINITE State=UP
+"""  # two nodes with GPUs are told of, so that jobs for them are looked at, and wait
 NODE = (
     "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} RealMemory={memory} State=UNKNOWN\n"
 )
@@ -109,7 +113,8 @@ class Cluster:
         nodes = [
             NODE.format(name=name, host=host, port=at, cpus=CPUS, memory=MEMORY_MB) for name, at in zip(NODES, ports)
         ]
-        conf = CONF.format(host=host, port=port, folder=self.folder, first_job=random.randrange(1000, 9000))
+        facts = dict(host=host, port=port, nodes=",".join(NODES), first_job=random.randrange(1000, 9000))
+        conf = CONF.format(folder=self.folder, **facts)
         (self.folder / "slurm.conf").write_text("".join(nodes) + conf)
 
     def _await_nodes(self, seconds: float = 60.0) -> None:

@@ -3,27 +3,34 @@
 import csv
 import os
 import re
-import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import psutil
 from safetensors.numpy import load_file
 
+from launch.cli import main
 from tests.slurm.cluster import Cluster
 
-ROOT = Path(__file__).parents[2]
-SPIKELOOM = (sys.executable, "-m", "launch")
 PATIENCE_S = 180.0  # a busy machine needs its time
 COMPUTED = ("step", "epoch", "windows", "tokens", "train/", "valid/", "lr")  # columns that no clock decides
 
 
-def submit(cluster: Cluster, *words) -> list[str]:
-    """`spikeloom submit cluster/cpu.yaml` with more words; gives the numbers of the jobs."""
-    done = cluster.run(*SPIKELOOM, "submit", "cluster/cpu.yaml", *words, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return re.findall(r"^job (\d+):", done.stdout, flags=re.MULTILINE)
+def submit(*words: str, to: str = "cluster/cpu.yaml") -> list[str]:
+    """`spikeloom submit` with a cluster and more words, in this process; gives the numbers of the jobs."""
+    code, out, fault = spikeloom("submit", to, *words)
+    assert code == 0, fault
+    return re.findall(r"^job (\d+):", out, flags=re.MULTILINE)
+
+
+def spikeloom(*words: str) -> tuple[int, str, str]:
+    """The exit code of a command, what it printed, and what it complained of."""
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as fault:
+        code = main(list(words))
+    return code, out.getvalue(), fault.getvalue()
 
 
 def resubmit(cluster: Cluster, run: Path) -> str:

@@ -10,7 +10,7 @@ from data_prep.synthetic import SyntheticConfig, write_sessions
 from launch.submit_state import DONE, FAILED, array_state
 from pretrain.train import pretrain
 from tests.pretrain.conftest import SIGNAL, make_session, make_shards, tiny_config
-from tests.slurm.submitted import ROOT, SPIKELOOM, submit
+from tests.slurm.submitted import spikeloom, submit
 
 pytestmark = pytest.mark.slurm
 PREPARE = ("prepare", "dandisets/synthetic.yaml", "recipe.min_train_s=1", "workers=0")
@@ -24,7 +24,7 @@ def test_prepare_reads_every_file_once_and_tells_which_part_had_a_broken_one(clu
     (tmp_path / "nwb" / "broken.nwb").write_text("no NWB")
     out = tmp_path / "out"
     for parts, status in ((3, "read"), (2, "kept")):
-        (job,) = submit(cluster, *PREPARE, f"source={tmp_path / 'nwb'}", f"output={out}", f"parts={parts}")
+        (job,) = submit(*PREPARE, f"source={tmp_path / 'nwb'}", f"output={out}", f"parts={parts}")
         for element in range(parts):
             cluster.wait(f"{job}_{element}")
         elements = array_state(out / "submit")
@@ -45,10 +45,10 @@ def test_finetuning_a_session_each_tells_which_session_failed_and_why(cluster, t
     known = pretrain(tiny_config(shards, tmp_path / "known", steps=1, sessions=["tiny/a"]))
     runs = tmp_path / "runs"
     words = [*FINETUNE, *SHORT, f"checkpoint={known}", f"shards={shards}", f"run={runs}"]
-    done = cluster.run(*SPIKELOOM, "submit", "cluster/cpu.yaml", *words, cwd=ROOT)
+    code, out, fault = spikeloom("submit", "cluster/cpu.yaml", *words)
     a, b, c = array_state(runs / "submit")
     assert [(one.name, one.state) for one in (a, b, c)] == [("tiny/a", DONE), ("tiny/b", DONE), ("tiny/c", FAILED)]
     assert c.exit_code == 2 and f"has no signal '{SIGNAL}'" in c.said
-    assert done.returncode == 1 and "2 done, 1 failed" in done.stdout, done.stdout + done.stderr
+    assert code == 1 and "2 done, 1 failed" in out, out + fault
     finished = [json.loads((runs / f"tiny__{name}" / "provenance.json").read_text())["finished"] for name in "ab"]
     assert all(finished) and not (runs / "tiny__c" / "checkpoint").exists()

@@ -30,7 +30,7 @@ def chain(folder) -> list[str]:
 
 def test_a_chain_leads_from_nwb_files_to_scores(cluster, tmp_path):
     write_sessions(tmp_path / "nwb", SyntheticConfig(minutes=0.5, sessions=2))
-    jobs = [cluster.wait(job) for job in submit(cluster, *chain(tmp_path))]
+    jobs = [cluster.wait(job) for job in submit(*chain(tmp_path))]
     told = [(tmp_path / name / "logs").glob("*.log") for name in ("sessions/submit", "shards/submit", "run/submit")]
     assert [facts["JobState"] for facts in jobs] == ["COMPLETED"] * 4, [
         path.read_text() for logs in told for path in logs
@@ -43,6 +43,6 @@ def test_a_chain_leads_from_nwb_files_to_scores(cluster, tmp_path):
 def test_a_step_that_fails_leaves_the_rest_undone(cluster, tmp_path):
     (tmp_path / "nwb").mkdir()
     (tmp_path / "nwb" / "broken.nwb").write_text("no NWB")
-    jobs = [cluster.wait(job) for job in submit(cluster, *chain(tmp_path))]
+    jobs = [cluster.wait(job) for job in submit(*chain(tmp_path))]
     assert [facts["JobState"] for facts in jobs] == ["FAILED", "CANCELLED", "CANCELLED", "CANCELLED"]
     assert not list((tmp_path / "shards").glob("*.tar")) and not (tmp_path / "run" / "metrics.csv").exists()

@@ -25,4 +25,13 @@ def test_a_partition_is_held_against_what_is_asked_of_it(cluster):
     (told,) = found(replace(whole, cpus_per_task=5))
     assert told.state == FAULT and "10 cores a node are asked for" in told.found
     (told,) = found(replace(whole, partition="elsewhere"))
-    assert told.state == FAULT and told.do == f"set cluster.partition to one of {name}"
+    assert told.state == FAULT and told.do.startswith(f"set cluster.partition to one of {name}")
+
+
+def test_gpus_of_a_partition_are_counted(cluster):
+    gpu = ClusterConfig(partition="gpu", gpus_per_node=1)
+    assert [told.state for told in found(gpu)] == [OK]
+    (told,) = found(replace(gpu, gpus_per_node=100))
+    assert told.state == FAULT and told.found.startswith("100 GPUs a node are asked for, gpu has ")
+    (told,) = found(replace(gpu, partition="cpu"))
+    assert told.found == "1 GPUs a node are asked for, cpu has 0"
