@@ -147,11 +147,16 @@ class Keeper(lightning.Callback):
         if not self._last_part:  # DeepSpeed accumulates by itself, and is asked to step after every part
             return
         self._lr, step = optimizer.param_groups[0]["lr"], trainer.global_step + 1
-        if self._due(step, self.config.log_every):
-            self.spread.note_gradients(module)
+        batches = self._batches[-1][1]
+        due = self.stopped or any(self._due(step, every) for every in self._rhythms)
         on_cpu = trainer.strategy.root_device.type == "cpu"  # where looking at a number waits for nothing
-        if on_cpu or self.stopped or any(self._due(step, every) for every in self._rhythms):
+        if due or on_cpu:
             self._look_at_losses(module)
+        if due:
+            self.spread.note_gradients(module)
+            norm = self.spread.gradient_norm(module) if self.spread.shards is None else 0.0  # DeepSpeed looks itself
+            if not math.isfinite(norm):  # it may overflow before the loss does, and what is saved now would be spoiled
+                self.instruments.alarms.gradient(step, norm, batches, module)
 
     def on_train_batch_end(self, trainer, module: DecodingModule, outputs, part: StepPart, batch_idx: int) -> None:
         self.instruments.meter.note(part.batch)
@@ -173,7 +178,11 @@ class Keeper(lightning.Callback):
         if self.stopped and step < self.config.steps:
             trainer.should_stop = True
 
-    def teardown(self, trainer, module, stage: str) -> None:
+    # Lightning puts its own handlers back after these two, and before teardown()
+    def on_train_end(self, trainer, module) -> None:
+        self.stop.__exit__(None, None, None)
+
+    def on_exception(self, trainer, module, exception: BaseException) -> None:
         self.stop.__exit__(None, None, None)
 
     def _due(self, step: int, every: int) -> bool:

@@ -172,10 +172,9 @@ class Poyo(nn.Module):
         steps = round(batch.window_s / self.config.latent_step_s)
         step_time = (torch.arange(steps, device=pair_S.device) + 0.5) * self.config.latent_step_s
         latent_turn = self.rotary(step_time.repeat_interleave(len(self.latent)).repeat(windows))
-        latent = self.latent.clone()  # a parameter that is cut (ZeRO-3) is gone before the backward pass wants it
-        q_LNH = self.encoder.query(latent).repeat(windows * steps, 1, 1)
-        latents = [steps * len(latent)] * windows
-        z_LD = latent.repeat(windows * steps, 1)
+        q_LNH = self.encoder.query(self.latent).repeat(windows * steps, 1, 1)
+        latents = [steps * len(self.latent)] * windows
+        z_LD = self.latent.repeat(windows * steps, 1)
         token_turn = self.rotary(batch.token_time_S)
         z_LD = z_LD + self.encoder(q_LNH, k_SNH, v_SNH, latent_turn, token_turn, latents, tokens)
         z_LD = z_LD + self.encoder_ff(z_LD)
