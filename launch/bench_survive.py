@@ -77,6 +77,7 @@ def survived(config: SurviveConfig, training: PretrainConfig, shards: str) -> It
         found = f"{config.steps} steps with a save every {config.save_every}"
         raise ConfigError("survive.steps", found, "give steps for five saves at least, two steps apart or more")
     for setup in setups(config):
+        print(f"training: {setup} ...", file=sys.stderr)
         with TemporaryDirectory() as folder:
             yield from _measured(setup, config, _spread(training, setup, config, shards, f"{folder}/run"), Path(folder))
 
