@@ -26,11 +26,14 @@ def _run(config) -> int:
 def show_replayed(replayed) -> int:
     """Prints what a replay saw; 0 where it met what the alarm told of, 1 where all was finite."""
     begin = f"the save of step {replayed.begin}" if replayed.begin else "the beginning"
-    print(f"replayed from {begin} to step {replayed.step}: the loss is {replayed.loss:.8g}")
+    print(
+        f"replayed from {begin} to step {replayed.step}: the loss is {replayed.loss:.8g}, "
+        f"the gradient's norm {replayed.norm:.4g}"
+    )
     for bad in replayed.batch:
         print(f"the batch's {bad}")
     _print("outputs of modules, in the order in which they are computed", replayed.outputs)
-    _print("gradients", replayed.gradients)
+    _print("gradients, from the loss on", replayed.gradients)
     sessions = Counter(window["session"] for window in replayed.windows)
     rows = [
         [name, count, *_span(window["start_us"] for window in replayed.windows if window["session"] == name)]
@@ -53,12 +56,13 @@ def _print(title: str, seen) -> None:
     """A row a tensor, those around the first that is not finite; nothing where all are finite."""
     first = next((at for at, numbers in enumerate(seen) if not numbers.finite), None)
     if first is None:
-        print(f"{title}: all {len(seen)} finite")
+        largest = max(seen, key=lambda numbers: numbers.largest)
+        print(f"{title}: all {len(seen)} finite, up to {largest.largest:.3g} in {largest.name}")
         return
     shown = seen[max(first - BEFORE, 0) : first + AFTER]
     bad = sum(not numbers.finite for numbers in seen)
     columns = ["name", "largest", "NaN", "infinite", "numbers"]
-    rows = [[n.name, n.largest, n.nan, n.infinite, n.size] for n in shown]
+    rows = [[n.name, f"{n.largest:.3g}", n.nan, n.infinite, n.size] for n in shown]
     print_table(f"{title}: {bad} of {len(seen)} not finite", columns, rows)
 
 

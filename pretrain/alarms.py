@@ -9,6 +9,7 @@ Alarms travel in every save: a resumed run tells nothing twice.
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import nn
 
 from pretrain.datamodule import ShardDataModule
 from pretrain.errors import ConfigError
-from pretrain.module import DecodingModule, seed_step
+from pretrain.module import DecodingModule, norm_of, seed_step
 from pretrain.ranks import Ranks
 from pretrain.run import write_whole
 from sharding.batch import Batch
@@ -194,7 +195,7 @@ class Numbers:
 def found_in(step: int, batches: Sequence[Batch], module: DecodingModule) -> list[str]:
     """What is not finite, a line each, the likeliest cause first: tensors of the batch, weights (of an earlier step's
     gradient), the first output when the batch is run through again (by one process, while the weights are finite),
-    gradients."""
+    gradients, those nearest the loss first."""
     weights = not_finite(module.named_parameters())
     lines = [f"the batch's {bad}" for batch in batches for bad in not_finite(batch.tensors().items())]
     lines += [f"the weight {bad}" for bad in weights]
@@ -208,11 +209,17 @@ def found_in(step: int, batches: Sequence[Batch], module: DecodingModule) -> lis
                 lines.append(f"the output of {bad}")
             elif not bool(torch.isfinite(value)):
                 lines.append(f"all outputs are finite, the last up to {seen[-1].largest:.3g}: their error is not")
-    return lines + [f"the gradient of {bad}" for bad in not_finite(gradients(module))]
+    grads = gradients(module)
+    bad = not_finite(grads)
+    if grads and not bad and not math.isfinite(norm_of(grad for _, grad in grads)):
+        worst = max((Numbers.of(*named) for named in grads), key=lambda numbers: numbers.largest)
+        lines.append(f"all gradients are finite, up to {worst.largest:.3g} in {worst.name}: their norm is not")
+    return lines + [f"the gradient of {numbers}" for numbers in bad]
 
 
-def gradients(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    return ((name, weight.grad) for name, weight in module.named_parameters() if weight.grad is not None)
+def gradients(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    """By the names of the parameters, those nearest the loss first, as a backward pass comes to them."""
+    return [(name, weight.grad) for name, weight in reversed([*module.named_parameters()]) if weight.grad is not None]
 
 
 def not_finite(named: Iterable[tuple[str, torch.Tensor]]) -> list[Numbers]:

@@ -18,6 +18,7 @@ from lightning import Callback
 from pretrain.alarms import Numbers, gradients, not_finite, outputs, windows_at
 from pretrain.errors import ConfigError
 from pretrain.finetune import FinetuneConfig, finetune
+from pretrain.module import norm_of
 from pretrain.run import settings_of
 from pretrain.saves import Save, Saves
 from pretrain.strategy import StrategyConfig
@@ -44,12 +45,17 @@ class Replayed:
     loss: float
     batch: list[Numbers]  # tensors of the batch that are not finite
     outputs: list[Numbers]  # of the modules, in the order in which they were computed
-    gradients: list[Numbers]
+    gradients: list[Numbers]  # those nearest the loss first
+    norm: float  # of all of them
     windows: list[dict]  # place in the plan, session, start_us
 
     @property
     def finite(self) -> bool:
-        return math.isfinite(self.loss) and all(seen.finite for seen in (*self.outputs, *self.gradients))
+        return (
+            math.isfinite(self.loss)
+            and math.isfinite(self.norm)
+            and all(seen.finite for seen in (*self.outputs, *self.gradients))
+        )
 
 
 def schema_of(folder: str) -> type:
@@ -138,10 +144,11 @@ class _Watch(Callback):
     def on_before_optimizer_step(self, trainer, module, optimizer) -> None:
         step = trainer.global_step + 1
         batch = [bad for batch in self._batches for bad in not_finite(batch.tensors().items())]
-        grads = [Numbers.of(name, grad) for name, grad in gradients(module)]
+        named = gradients(module)
+        grads, norm = [Numbers.of(name, grad) for name, grad in named], norm_of(grad for _, grad in named)
         places = torch.cat([batch.place_B for batch in self._batches if not batch.idle]).sort().values
         windows = windows_at(trainer.datamodule, places.cpu().numpy())
-        replayed = Replayed(self.step, 0, step, self._loss, batch, [*self._outputs], grads, windows)
+        replayed = Replayed(self.step, 0, step, self._loss, batch, [*self._outputs], grads, norm, windows)
         if step == self.step or not replayed.finite:
             raise _Seen(replayed)
         self._outputs.clear()

@@ -19,7 +19,7 @@ def diverging(shards, run: Path, lr: float) -> PretrainConfig:
     """Its learning rate rises until numbers overflow."""
     optim = OptimConfig(name="adamw", lr=lr, weight_decay=0.0, warmup_steps=20)
     config = tiny_config(shards, run, steps=30, optim=optim)
-    config = replace(config, trainer=replace(config.trainer, save_every=4, val_every=30, log_every=5))
+    config = replace(config, trainer=replace(config.trainer, save_every=2, val_every=30, log_every=5))
     with pytest.raises(ConfigError, match="spikeloom replay run="):
         pretrain(config)
     return config
@@ -27,8 +27,8 @@ def diverging(shards, run: Path, lr: float) -> PretrainConfig:
 
 @pytest.fixture(scope="module")
 def diverged(shards, tmp_path_factory) -> PretrainConfig:
-    """After a dozen steps a gradient overflows, and only then the loss."""
-    return diverging(shards, tmp_path_factory.mktemp("diverged") / "run", 1e3)
+    """After some steps the gradient overflows while the loss is still finite."""
+    return diverging(shards, tmp_path_factory.mktemp("diverged") / "run", 100.0)
 
 
 def alarm_of(config) -> dict:
@@ -58,31 +58,35 @@ def test_the_origin_is_found_before_the_step_of_the_alarm_and_whatever_save_is_l
     """From the newest save and from the beginning, bit by bit the same; and the run is left as it was."""
     alarm, before = alarm_of(diverged), contents(diverged.run)
     seen = replay(ReplayConfig(run=diverged.run), diverged)
-    assert 5 < seen.step <= alarm["step"] and seen.begin == (alarm["step"] - 1) // 4 * 4 > 0
+    assert seen.begin < seen.step <= alarm["step"] and seen.begin == (alarm["step"] - 1) // 2 * 2 > 0
     assert math.isfinite(seen.loss) and all(numbers.finite for numbers in seen.outputs)
-    assert any(not numbers.finite for numbers in seen.gradients)
+    assert not math.isfinite(seen.norm) and not seen.finite
     assert contents(diverged.run) == before
     (tmp_path / "alarms").mkdir()
     (tmp_path / "alarms" / f"step-{alarm['step']}.json").write_text(json.dumps(alarm))
     again = replay(ReplayConfig(run=str(tmp_path), alarm=f"step-{alarm['step']}"), diverged)
-    assert again == replace(seen, begin=0)
+    assert repr(again) == repr(replace(seen, begin=0))  # NaN equals nothing
 
 
 def test_a_replay_that_meets_nothing_says_so(diverged, tmp_path, capsys):
     """An alarm of a step that was sound: as a fault of one machine looks on another."""
     (tmp_path / "alarms").mkdir()
-    (tmp_path / "alarms" / "step-2.json").write_text(json.dumps({"step": 2}))
+    (tmp_path / "alarms" / "step-1.json").write_text(json.dumps({"step": 1}))
     seen = replay(ReplayConfig(run=str(tmp_path)), diverged)
-    assert seen.finite and seen.step == 2 and len(seen.windows) == 4
+    assert seen.finite and seen.step == 1 and len(seen.windows) == 4
 
 
 def test_the_verb_shows_modules_gradients_and_windows(diverged, capsys):
     assert REPLAY.run(ReplayConfig(run=diverged.run)) == 0
     told = capsys.readouterr().out
-    assert "outputs of modules, in the order in which they are computed: all " in told and "not finite" in told
+    assert (
+        "outputs of modules, in the order in which they are computed: all " in told
+        and "gradients, from the loss on: " in told
+    )
     seen = replay(ReplayConfig(run=diverged.run), diverged)
     assert f"to step {seen.step}: the loss is {seen.loss:.8g}" in told
-    assert next(numbers.name for numbers in seen.gradients if not numbers.finite) in told
+    worst = max(seen.gradients, key=lambda numbers: (not numbers.finite, numbers.largest))
+    assert worst.name in told and f"the gradient's norm {seen.norm:.4g}" in told
     assert all(window["session"] in told for window in seen.windows)
 
 
@@ -92,5 +96,5 @@ def test_what_is_not_there_is_refused(diverged, pretrained, tmp_path):
         schema_of(str(tmp_path))
     with pytest.raises(ConfigError, match="holds no alarm"):
         replay(ReplayConfig(run=str(pretrained)), diverged)
-    with pytest.raises(ConfigError, match=f"'step-1' is not there; take one of step-{alarm_of(diverged)['step']}"):
-        replay(ReplayConfig(run=diverged.run, alarm="step-1"), diverged)
+    with pytest.raises(ConfigError, match=f"'step-99' is not there; take one of step-{alarm_of(diverged)['step']}"):
+        replay(ReplayConfig(run=diverged.run, alarm="step-99"), diverged)
