@@ -150,7 +150,10 @@ def spread(config: StrategyConfig, ranks: Ranks, accelerator: str, precision: st
     if ranks.world == 1:
         device = torch.device("cpu") if accelerator == "cpu" else torch.device("cuda", 0)
         return Spread("one device", SingleDeviceStrategy(device), plugins, ranks)
-    return Spread("ddp", DDPStrategy(timeout=WAIT, find_unused_parameters=freezes), plugins, ranks)
+    # Where it looks for unused parameters DDP leaves its buckets as they are; else it sorts them anew after the first step
+    # of a process, and three ranks or more add a gradient's parts in an order that depends on its place in a bucket.
+    looks = freezes or ranks.world > 2
+    return Spread("ddp", DDPStrategy(timeout=WAIT, find_unused_parameters=looks), plugins, ranks)
 
 
 def placed(key: str, value: Tensor, weight: Tensor) -> Tensor:

@@ -88,6 +88,18 @@ def test_what_two_ranks_saved_any_strategy_goes_on_from(warm, tmp_path, recipe):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])
+def test_the_same_ranks_go_on_with_every_bit(warm, tmp_path, world):
+    names = ("ddp", "zero1", "zero2", "zero3")
+    halves = [fit(name, "lamb", steps=8, total=20, parts=2) for name in names]
+    rest = [replace(half, name=f"{half.name}, rest", steps=20, resume=half.name, start=8) for half in halves]
+    whole = [replace(half, name=f"{half.name}, whole", steps=20) for half in halves]
+    ends = trained(warm, tmp_path, world, *halves, *rest, *whole)
+    for name, found, expected in zip(names, ends[len(names) :], ends[2 * len(names) :]):
+        assert_same(found, expected, name, within=0.0)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_strategy_follows_one_device(warm, tmp_path, world, recipe):

@@ -42,19 +42,24 @@ class Part:
     target_BK: torch.Tensor
     weight_B: torch.Tensor
     total: torch.Tensor  # weight of the whole global batch
+    seen_D: torch.Tensor  # columns of the table that are read
 
     def to(self, device) -> "Part":
-        return Part(*(tensor.to(device) for tensor in (self.unit_B, self.target_BK, self.weight_B, self.total)))
+        return Part(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 
 def global_batch(step: int) -> Part:
-    """The windows of a step. Units come and go: a step sees a few of them, the last not before step 10."""
+    """The windows of a step. Units come and go: a step sees a few of them, the last not before step 10.
+
+    Every third step reads the table's first columns alone: of a row that two ranks share one has no gradient then.
+    """
     draw = torch.Generator().manual_seed(step)
     seen = torch.randperm(ROWS - (step < 10), generator=draw)[:5]
     unit_B = seen[torch.randint(5, (WINDOWS,), generator=draw)]
     target_BK = torch.randn(WINDOWS, 3, generator=draw) + unit_B[:, None] * 0.3
     weight_B = torch.rand(WINDOWS, generator=draw)
-    return Part(unit_B, target_BK, weight_B, weight_B.sum())
+    seen_D = torch.tensor([1.0, 1.0] + [float(step % 3 > 0)] * (WIDTH - 2))
+    return Part(unit_B, target_BK, weight_B, weight_B.sum(), seen_D)
 
 
 class Parts(torch.utils.data.IterableDataset):
@@ -73,7 +78,7 @@ class Parts(torch.utils.data.IterableDataset):
             split = [tensor.split(sizes) for tensor in (batch.unit_B, batch.target_BK, batch.weight_B)]
             for part in range(self.fit.parts):
                 number = self.ranks.rank * self.fit.parts + part
-                yield Part(*(tensors[number] for tensors in split), batch.total)
+                yield Part(*(tensors[number] for tensors in split), batch.total, batch.seen_D)
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,8 @@ class Body(nn.Module):
         self.mix, self.norm, self.out = nn.Linear(WIDTH, 7), nn.LayerNorm(7), nn.Linear(7, 3)
         self.gain = nn.Parameter(torch.ones(1))
 
-    def forward(self, unit_B: torch.Tensor) -> Given:
-        unit_BD = self.unit(unit_B)
+    def forward(self, unit_B: torch.Tensor, seen_D: torch.Tensor) -> Given:
+        unit_BD = self.unit(unit_B) * seen_D
         x_BD = unit_BD + torch.softmax(unit_BD @ self.latent.T, -1) @ self.latent
         return Given(self.out(torch.tanh(self.norm(self.mix(x_BD)))) * self.gain)
 
@@ -110,7 +115,7 @@ class Toy(lightning.LightningModule):
         self.losses, self.norms = [], []
 
     def addend(self, part: Part) -> torch.Tensor:
-        y_BK = self.body(part.unit_B).y_BK
+        y_BK = self.body(part.unit_B, part.seen_D).y_BK
         return ((y_BK - part.target_BK).square().mean(-1) * part.weight_B).sum() / part.total
 
     def on_train_batch_start(self, part: Part, batch_idx: int) -> None:
