@@ -11,6 +11,7 @@ from data_prep.recipe import Recipe
 from data_prep.recipe_check import check_recipe
 from launch.config import load, to_yaml
 from launch.fields import schema_of
+from launch.submit import SubmitConfig
 from launch.submit_cluster import ClusterConfig
 from pretrain.evaluate import EvaluateConfig
 from pretrain.finetune import FinetuneConfig
@@ -27,6 +28,7 @@ WHOLE = {
     "finetune": FinetuneConfig,
     "evaluate": EvaluateConfig,
     "cluster": ClusterConfig,
+    "chains": SubmitConfig,
 }
 SECTIONS = ("model", "task")  # of PretrainConfig
 

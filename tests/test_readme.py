@@ -37,6 +37,7 @@ SMALL = {
     "finetune": ["freeze_steps=2", *SHORT],
     "evaluate": ["step_s=1"],
     "bench": ["minutes=1", "sessions=1", "repeats=1"],
+    "doctor": ["model=model/poyo_tiny.yaml", "loader.batch_windows=2"],
 }
 
 
@@ -50,7 +51,9 @@ def words_of(command: str, archive: str, server: str) -> list[str]:
     """The words after `spikeloom`, made short where the command would do something; DANDI is the archive of that URL,
     example.org the server of that URL."""
     words = shlex.split(command.replace("https://example.org", server))[1:]
-    if {"--help", "--version"} & set(words):
+    if {"--help", "--version"} & set(words) or words[
+        0
+    ] == "submit":  # submit --dry-run takes no more settings than it shows
         return words
     where = [f"archive.instance={archive}", "archive.retries=1"] if "source=dandi" in words else []
     return words + where + SMALL.get(words[0], [])
@@ -100,7 +103,8 @@ def test_the_commands_of_the_readme_run_in_their_order(workplace, archive, serve
     ran = [line for line in commands(README) if line.startswith("spikeloom ")]
     for command in ran:
         assert main(words_of(command, archive, server)) == 0, f"{command}\n{capsys.readouterr().err}"
-    assert {shlex.split(line)[1] for line in ran} >= set(VERBS) - {"demo"}, "a verb is missing from the README"
+    untold = {"demo", "replay"}  # replay is for a run that went wrong: tests/pretrain/test_replay.py
+    assert {shlex.split(line)[1] for line in ran} >= set(VERBS) - untold, "a verb is missing from the README"
     assert (workplace / "runs" / "finetune" / "report.html").stat().st_size > 10_000
 
 

@@ -3,13 +3,9 @@
 import csv
 import gc
 import json
-import pickle
 import resource
 import shutil
-import subprocess
-import sys
 import threading
-import time
 from dataclasses import replace
 
 import pytest
@@ -18,7 +14,6 @@ import torch
 from pretrain.checkpoint import load_checkpoint
 from pretrain.errors import CheckpointError, ConfigError, ShardError
 from pretrain.module import DecodingModule
-from pretrain.optim import OptimConfig
 from pretrain.saves import Saves
 from pretrain.tracking import MEASURED
 from pretrain.train import pretrain
@@ -181,29 +176,6 @@ def test_a_run_is_continued_with_its_own_batches_and_by_its_own_version_alone(sh
         ConfigError, match="holds last.ckpt, an unfinished run of an older version; finish it with that"
     ):
         pretrain(config)
-
-
-def test_a_killed_run_ends_with_the_same_bits(shards, tmp_path):
-    """A real SIGKILL at whatever moment it strikes, in a process of its own."""
-    settings = tiny_config(shards, tmp_path / "whole").trainer
-    trainer = replace(settings, steps=160, val_every=80, save_every=20, log_every=1)
-    optim = OptimConfig(lr=5e-3, average=0.9)
-    whole = pretrain(tiny_config(shards, tmp_path / "whole", trainer=trainer, optim=optim))
-    config = tiny_config(shards, tmp_path / "killed", trainer=trainer, optim=optim)
-    (tmp_path / "config.pickle").write_bytes(pickle.dumps(config))
-    work = "import pickle, sys; from pretrain.train import pretrain; pretrain(pickle.load(open(sys.argv[1], 'rb')))"
-    child = subprocess.Popen([sys.executable, "-c", work, tmp_path / "config.pickle"])
-    metrics, deadline = tmp_path / "killed" / "metrics.csv", time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_bytes().count(b"\n") > 50):
-        assert child.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    child.kill()
-    child.wait()
-    killed = pretrain(config)
-    assert_same_end(killed, whole)
-    one, other = load_checkpoint(killed).weights, load_checkpoint(whole).weights
-    assert all(torch.equal(one[name], other[name]) for name in other)
-    assert [row["step"] for row in rows(killed)] == [row["step"] for row in rows(whole)]
 
 
 def test_a_finished_run_is_left_as_it_is(shards, pretrained, monkeypatch):
