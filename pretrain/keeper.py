@@ -106,7 +106,12 @@ class Keeper(lightning.Callback):
             whole = self.spread.whole(module, self.average.average) or {}
             tensors |= {f"average/{name}": tensor for name, tensor in whole.items()}
         facts = self._facts(step)
-        self.ranks.by_leader(lambda: str(self.saves.write(step, tensors, facts)))
+
+        def write() -> None:
+            self.instruments.tracker.file.flush()
+            self.saves.write(step, tensors, facts)
+
+        self.ranks.by_leader(write)
 
     # ------------------------------------------------------------------------------------------------ hooks
 

@@ -127,6 +127,12 @@ class MetricsFile:
                     "free space and run again: it continues from the last saved step",
                 ) from None
 
+    def flush(self) -> None:
+        """Bring both files to the disk: before a save is, so that no save goes on after rows that a loss of power took."""
+        for path in (self.path, self.lines):
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
     def _line(self, row: dict[str, str]) -> str:
         """A row of the CSV file as a line of the other; what JSON has no word for (infinity) is null."""
         there = [name for name in self.columns if row.get(name)]
