@@ -139,8 +139,9 @@ def _set_threads(config: TrainerConfig, ranks: Ranks, device: str) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     elif ranks.local_world > 1 and device == "cpu":
-        cores = len(os.sched_getaffinity(0)) // ranks.local_world
-        torch.set_num_threads(max(1, int(os.environ.get("SLURM_CPUS_PER_TASK") or cores)))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        own = os.environ.get("SLURM_CPUS_PER_TASK") or cores // ranks.local_world
+        torch.set_num_threads(max(1, int(own)))
 
 
 def _lightning(
