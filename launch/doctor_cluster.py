@@ -45,7 +45,7 @@ def cluster_room(case: Case) -> list[Finding]:
     lacking = _lacking(cluster, named)
     if lacking:
         return [*here, *(fault(found, do) for found, do in lacking)]
-    name, nodes = named[0]["name"], sum(int(row["nodes"]) for row in named)
+    name, nodes = named[0]["name"], sum(_number(row["nodes"]) for row in named)
     return [*here, fine(f"partition {name} is up: {nodes} nodes, time limit {named[0]['time']}")]
 
 
@@ -63,6 +63,8 @@ def _sinfo() -> tuple[list[dict], str]:
 def _lacking(cluster: ClusterConfig, rows: list[dict]) -> list[tuple[str, str]]:
     """What no node of the partition gives, and what to do about it."""
     out, name = [], rows[0]["name"]
+    if not sum(_number(row["nodes"]) for row in rows):
+        return [(f"partition {name} has no nodes now", "wait, or take another partition")]
     if not any(row["state"] == "up" for row in rows):
         out.append((f"partition {name} is {rows[0]['state']}", "wait, or take another partition"))
     limit, asked = seconds_of(rows[0]["time"]), seconds_of(cluster.time)

@@ -18,6 +18,7 @@ from sharding.mapped import open_shards
 
 SPARE = 0.9  # of what is free may be planned for
 WORKER = 400 << 20  # bytes of a process that makes batches: Python, numpy and torch, mostly its own
+LOADED = 200 << 20  # bytes that a training loads and keeps beyond what the doctor has: measured, 100 to 150 MB
 DRIVER = 1 << 30  # bytes of host memory that CUDA takes in each process
 SHARED = Path("/dev/shm")
 GROUPS = Path("/sys/fs/cgroup")
@@ -51,7 +52,7 @@ def _on_device(case: Case, need: Estimate) -> Finding:
 
 
 def _on_host(case: Case, need: Estimate) -> Finding:
-    rank = psutil.Process().memory_info().rss + case.config.loader.workers * WORKER + need.host
+    rank = psutil.Process().memory_info().rss + LOADED + case.config.loader.workers * WORKER + need.host
     rank += need.device if case.device == "cpu" else DRIVER
     node = case.local_world * rank + 2 * need.save  # the leader puts a save together, beside a copy that is written
     free, whose = host_memory(case)
