@@ -84,13 +84,12 @@ def leader_of(job: str) -> psutil.Process:
     """The process of rank 0 of a training that runs as this job."""
 
     def look() -> psutil.Process | None:
-        for process in psutil.process_iter():
-            try:
-                told = process.environ() if "pretrain" in process.cmdline() else {}
+        for process in psutil.process_iter(["name"]):
+            try:  # the batch script and srun are told of the command too, and have other names
+                told = process.environ() if process.info["name"] == "spikeloom" else {}
             except psutil.Error:  # it has just ended
                 continue
-            python = told and process.name() != "bash" and process.name() != "srun"
-            if python and (told.get("SLURM_JOB_ID"), told.get("SLURM_PROCID")) == (job, "0"):
+            if (told.get("SLURM_JOB_ID"), told.get("SLURM_PROCID")) == (job, "0"):
                 return process
         return None
 

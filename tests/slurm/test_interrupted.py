@@ -102,7 +102,7 @@ def test_a_run_ended_in_the_middle_of_a_save_goes_on_from_a_whole_one(cluster, t
     assert cluster.run("scancel", job).returncode == 0
     assert cluster.wait(job)["JobState"] == "CANCELLED", logs(run)
     leader.wait(PATIENCE_S)
-    assert not writing(run) and "stopped by SIGTERM after step" in logs(run)
+    assert not writing(run) and "which is saved; run the same command again" in logs(run)  # whichever rank heard it
     job = resubmit(cluster, run)
     caught_writing(job, run).kill()
     assert cluster.wait(job)["JobState"] == "FAILED", logs(run)
@@ -138,6 +138,6 @@ def test_a_run_signalled_and_then_robbed_of_a_node_ends_the_same(cluster, traini
     await_step(run, 2 * STEPS // 3)
     assert cluster.run("scontrol", "update", *node, "State=DOWN").returncode == 0
     cluster.wait(job, states=("PENDING",))
-    assert cluster.run("scontrol", "update", *node, "State=RESUME").returncode == 0
+    cluster.run("scontrol", "update", *node, "State=RESUME")  # refused where it has come back by itself
     finish(cluster, job, run, whole, restarts=2)
     assert "stopped by SIGUSR1 after step" in logs(run)
