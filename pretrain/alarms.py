@@ -32,6 +32,19 @@ BELOW_ZERO = 3  # validations in a row, in the second half of a training, that a
 NAMED = 8  # names that a line lists
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What is kept of a batch whose step is over, in place of all its tensors: enough to make it again."""
+
+    number: int
+    place_B: torch.Tensor
+    idle: bool
+
+    @staticmethod
+    def of(batch: "Batch | Trained") -> "Trained":
+        return Trained(batch.number, batch.place_B.clone(), batch.idle)
+
+
 class Alarms:
     """Told what a training measures, says what is wrong with it, each thing once; the leader writes."""
 
@@ -44,20 +57,22 @@ class Alarms:
 
     # ------------------------------------------------------------------------------------------------ kinds
 
-    def loss(self, step: int, value: float, batches: Sequence[Batch], module: DecodingModule) -> None:
+    def loss(self, step: int, value: float, batches: Sequence[Batch | Trained], module: DecodingModule) -> None:
         """The loss of a step was not finite: write what can be known of it, raise ConfigError. Asked by all ranks together.
 
-        `batches` are this rank's parts of the step's global batch. Where the weights are still those from before the step
-        and one process trains, the first output that is not finite is named; else what is left to see: tensors of the
-        batch, weights, gradients.
+        `batches` are this rank's parts of the step's global batch, or what is kept of them. Where the weights are still
+        those from before the step and one process trains, the first output that is not finite is named; else what is left
+        to see: tensors of the batch, weights, gradients.
         """
         self._spoiled(step, "loss", value, batches, module)
 
-    def gradient(self, step: int, norm: float, batches: Sequence[Batch], module: DecodingModule) -> None:
+    def gradient(self, step: int, norm: float, batches: Sequence[Batch | Trained], module: DecodingModule) -> None:
         """As loss(), of a step whose gradient's norm was not finite: its loss may well have been."""
         self._spoiled(step, "gradient", norm, batches, module)
 
-    def _spoiled(self, step: int, kind: str, value: float, batches: Sequence[Batch], module: DecodingModule) -> None:
+    def _spoiled(
+        self, step: int, kind: str, value: float, batches: Sequence[Batch | Trained], module: DecodingModule
+    ) -> None:
         found = found_in(step, batches, module)
         record = {
             "step": step,
@@ -146,7 +161,7 @@ class Alarms:
         if self.ranks.leader:
             write_whole(self.folder / "alarms.jsonl", "".join(json.dumps(alarm) + "\n" for alarm in self.told).encode())
 
-    def _windows(self, batches: Sequence[Batch]) -> list[dict]:
+    def _windows(self, batches: Sequence[Batch | Trained]) -> list[dict]:
         """Place, session and start (microseconds) of every window of the global batch, on the leader."""
         real = [batch.place_B.cpu().numpy() for batch in batches if not batch.idle]
         places = self.ranks.gathered(np.concatenate([np.zeros(0, np.int64), *real]))
@@ -192,11 +207,12 @@ class Numbers:
         return f"{self.name} has {self.nan} NaN and {self.infinite} infinite of {self.size}"
 
 
-def found_in(step: int, batches: Sequence[Batch], module: DecodingModule) -> list[str]:
+def found_in(step: int, batches: Sequence[Batch | Trained], module: DecodingModule) -> list[str]:
     """What is not finite, a line each, the likeliest cause first: tensors of the batch, weights (of an earlier step's
     gradient), the first output when the batch is run through again (by one process, while the weights are finite),
     gradients, those nearest the loss first."""
     weights = not_finite(module.named_parameters())
+    batches = [batch for batch in batches if isinstance(batch, Batch)]
     lines = [f"the batch's {bad}" for batch in batches for bad in not_finite(batch.tensors().items())]
     lines += [f"the weight {bad}" for bad in weights]
     if module.ranks.world == 1 and not weights:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import lightning
 import torch
 
-from pretrain.alarms import Alarms
+from pretrain.alarms import Alarms, Trained
 from pretrain.average import WeightAverage
 from pretrain.checkpoint import Checkpoint, save_checkpoint
 from pretrain.datamodule import ShardDataModule
@@ -61,7 +61,9 @@ class Keeper(lightning.Callback):
         self._restored: Save | None = None
         self._rhythms = config.log_every, config.val_every, config.save_every
         self._addends: list[torch.Tensor] = []  # of the steps since the losses were last looked at
-        self._batches: list[tuple[int, list[Batch]]] = []  # those steps and this rank's parts of their batches
+        self._batches: list[
+            tuple[int, list[Batch | Trained]]
+        ] = []  # those steps and this rank's parts of their batches
 
     # ------------------------------------------------------------------------------------------------ state
 
@@ -139,6 +141,8 @@ class Keeper(lightning.Callback):
         if part.first:
             module.step_weight, asked = self.ranks.sums(part.weight, bool(self.stop.asked))
             self.stopped = (self.stop.asked or "a signal to another rank") if asked else None
+            if self._batches:  # nobody has looked yet: on a GPU that waits until it is due, and memory is dear
+                self._batches[-1][1][:] = map(Trained.of, self._batches[-1][1])
             self._addends.append(torch.zeros((), device=module.device))
             self._batches.append((trainer.global_step + 1, []))
             self.instruments.meter.begin(part.waited_s)
