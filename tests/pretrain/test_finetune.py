@@ -106,7 +106,7 @@ def test_step_zero_counts_as_a_candidate(shards, pretrained, tmp_path):
         mode="full",
         freeze_steps=0,
         sessions=["tiny/a"],
-        optim=OptimConfig(name="adamw", lr=10.0),
+        optim=OptimConfig(name="adamw", lr=0.5),
     )
     weights = load_checkpoint(finetune(config)).weights
     assert all(torch.equal(weights[name], weight) for name, weight in old.weights.items())
