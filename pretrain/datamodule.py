@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from functools import cache
 
 import lightning
 
@@ -37,7 +36,7 @@ class ShardDataModule(lightning.LightningDataModule):
         self.seed, self.parts, self.ranks = seed, parts, ranks
         self.train = train_loader(index, sampling, loader, seed=seed, total_batches=total_steps, share=ranks.share)
         self.trained, self.windows = LoaderState(), 0  # where the next batch begins; windows of those before it
-        self.split_loader = cache(self._split_loader)  # its worker processes stay for the next validation
+        self._of_splits: dict[str, EvalLoader] = {}
 
     @property
     def epoch(self) -> float:
@@ -61,9 +60,21 @@ class ShardDataModule(lightning.LightningDataModule):
     def train_dataloader(self) -> "Parts":
         return Parts(self.train, self.parts)
 
-    def _split_loader(self, split: str) -> EvalLoader:
-        """This rank's windows of those every `step_s` seconds and one ending with each interval, in order."""
-        return eval_loader(self.index, self.sampling, self.loader, split, self.step_s, self.ranks.share)
+    def split_loader(self, split: str) -> EvalLoader:
+        """This rank's windows of those every `step_s` seconds and one ending with each interval, in order.
+
+        Its worker processes stay for the next validation.
+        """
+        if split not in self._of_splits:
+            self._of_splits[split] = eval_loader(
+                self.index, self.sampling, self.loader, split, self.step_s, self.ranks.share
+            )
+        return self._of_splits[split]
+
+    def close(self) -> None:
+        """End the worker processes that stayed."""
+        for loader in self._of_splits.values():
+            loader.close()
 
 
 class Parts:

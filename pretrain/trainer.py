@@ -101,6 +101,7 @@ def fit(
         if tracker:
             tracker.summarise(keeper.summary())
     finally:
+        data.close()
         if tracker:
             tracker.close()
     _finish(run, keeper, trainer, ranks)

@@ -184,6 +184,11 @@ class EvalLoader:
         """One batch, made here and now; IndexError past the last."""
         return self._make(self.spans[number])
 
+    def close(self) -> None:
+        """End the worker processes now; to leave them to Python's collection of garbage may take it ten seconds."""
+        if "_workers" in vars(self):
+            self._workers.close()
+
     def __iter__(self) -> Iterator[Batch]:
         if self._config.workers and self.spans:
             return self._workers.batches(iter(self.spans))

@@ -58,7 +58,7 @@ class Workers:
                         raise
                     deaths += 1
                     _tell(deaths, error)
-                    self._stop()
+                    self.close()
                     spans, sent = chain(tuple(sent), spans), deque()
                     continue
                 if isinstance(made, MendableError):
@@ -71,7 +71,7 @@ class Workers:
         finally:
             self._making = None if finished else self._making
             if not (finished and self._keep):
-                self._stop()
+                self.close()
 
     def _next(self, spans: Iterator[Span], sent: deque[Span]) -> Laid | MendableError | None:
         """What the workers hand over next, None at the end; `sent` notes the spans that they were given."""
@@ -95,7 +95,7 @@ class Workers:
             generator=torch.Generator().manual_seed(0),  # its own, to leave the model's random stream alone
         )
 
-    def _stop(self) -> None:
+    def close(self) -> None:
         """End the processes now: an error on its way to the user would keep them for as long as it is looked at."""
         making = self._loader._iterator if self._making is None and self._loader is not None else self._making
         self._making = self._loader = None

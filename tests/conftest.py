@@ -19,6 +19,14 @@ if "SPIKELOOM_CACHE" not in os.environ:  # one for all test processes, away from
 REPOSITORY = Path(__file__).parents[1]
 
 
+LONG = ("tests/test_readme.py", "tests/launch/test_learn.py", "tests/pretrain/test_strategy.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest is begun first: a test of half a minute that comes last is waited for by all processes."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+
+
 def pytest_collection_finish() -> None:
     """What collecting has imported stays: the garbage collector need not walk it again in every test."""
     gc.collect()

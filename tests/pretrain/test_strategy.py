@@ -63,16 +63,16 @@ def assert_table_is_sparse(found: dict[str, torch.Tensor]) -> None:
     assert 0 < absent.sum() < len(moments)
 
 
-def test_lamb_over_two_and_three_ranks_is_lamb_on_one_device(warm, tmp_path):
-    (expected,) = trained(warm, tmp_path, 1, fit("auto", "lamb"))
+def test_lamb_over_two_ranks_is_lamb_on_one_device(warm, tmp_path):
+    (expected,) = trained(warm, tmp_path, 1, fit("auto", "lamb", steps=20, total=20))
     assert_table_is_sparse(expected)
-    assert expected["losses"][-5:].mean() < 0.6 * expected["losses"][:5].mean()
-    half = fit("zero3", "lamb", steps=25)
-    fits = [half, fit("ddp", "lamb", parts=2), fit("zero1", "lamb", parts=2)]
+    assert expected["losses"][-5:].mean() < 0.9 * expected["losses"][:5].mean()
+    half = fit("zero3", "lamb", steps=10, total=20)
+    fits = [half, *(fit(name, "lamb", steps=20, total=20, parts=2) for name in ("ddp", "zero1"))]
     for one, found in zip(fits[1:], trained(warm, tmp_path, 2, *fits)[1:]):
         assert_same(found, expected, one.name)
-    (found,) = trained(warm, tmp_path, 3, fit("zero2", "lamb", resume=half.name, start=25))
-    assert_same(found, expected, "zero3 on two ranks, then zero2 on three")
+    (found,) = trained(warm, tmp_path, 1, fit("auto", "lamb", steps=20, total=20, resume=half.name, start=10))
+    assert_same(found, expected, "zero3 on two ranks, then one device")
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import csv
 import gc
 import json
+import multiprocessing
 import resource
 import shutil
 import threading
@@ -265,7 +266,9 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(shards, 
 
 def test_workers_hand_over_the_same_batches(shards, pretrained, tmp_path):
     config = tiny_config(shards, tmp_path / "run", loader=LoaderConfig(batch_windows=4, workers=1))
+    before = set(multiprocessing.active_children())
     assert_same_end(pretrain(config), pretrained)
+    assert set(multiprocessing.active_children()) <= before  # those that stayed for validations ended with the run
 
 
 def test_a_flipped_byte_in_a_shard_stops_a_training_before_its_first_step(shards, tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharding.batch import ALIGNED, DTYPES, Batch
@@ -107,6 +107,7 @@ def same_windows(ours: list[dict], theirs: list[dict]) -> bool:
 lengths = st.lists(st.integers(0, 9), min_size=1, max_size=12)
 
 
+@settings(max_examples=30, deadline=None)
 @given(lengths, st.data())
 def test_selected_rows_are_the_windows_that_stood_there(tokens, data):
     batch = ragged(tokens, seed=len(tokens))
@@ -117,6 +118,7 @@ def test_selected_rows_are_the_windows_that_stood_there(tokens, data):
     assert {name: tensor.dtype for name, tensor in chosen.tensors().items()} == DTYPES
 
 
+@settings(max_examples=40, deadline=None)
 @given(lengths, st.integers(1, 15))
 def test_parts_hold_every_window_once_and_those_left_over_weigh_nothing(tokens, n):
     batch = ragged(tokens)
