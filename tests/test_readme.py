@@ -40,7 +40,7 @@ SMALL = {
     "finetune": ["freeze_steps=2", *SHORT],
     "evaluate": ["step_s=1"],
     "bench": ["minutes=1", "sessions=1", "repeats=1"],
-    "doctor": ["model=model/poyo_tiny.yaml", "loader.batch_windows=2"],
+    "doctor": ["model=model/poyo_tiny.yaml", "loader.batch_windows=2", "trial_s=1"],
 }
 
 
@@ -60,6 +60,11 @@ def words_of(command: str, archive: str, server: str) -> list[str]:
         return words
     where = [f"archive.instance={archive}", "archive.retries=1"] if "source=dandi" in words else []
     return words + where + SMALL.get(words[0], [])
+
+
+def starts_ranks(command: str) -> bool:
+    """Whether it starts itself again, once a rank, which takes a process of its own."""
+    return "trainer.devices=" in command
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +110,24 @@ def test_the_commands_of_the_readme_run_in_their_order(workplace, archive, serve
     monkeypatch.chdir(workplace)
     ran = [line for line in commands(README) if line.startswith("spikeloom ")]
     for command in ran:
-        words = words_of(command, archive, server)
-        if any(word.startswith("trainer.devices=") for word in words):  # a rank is the same command line again
-            done = subprocess.run([sys.executable, "-m", "launch", *words], env=AS_HERE, capture_output=True, text=True)
-            assert done.returncode == 0, f"{command}\n{done.stderr}"
-            continue
-        assert main(words) == 0, f"{command}\n{capsys.readouterr().err}"
+        if not starts_ranks(command):
+            assert main(words_of(command, archive, server)) == 0, f"{command}\n{capsys.readouterr().err}"
     untold = {"demo", "replay"}  # replay is for a run that went wrong: tests/pretrain/test_replay.py
     assert {shlex.split(line)[1] for line in ran} >= set(VERBS) - untold, "a verb is missing from the README"
     assert (workplace / "runs" / "finetune" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [line for line in commands(README) if starts_ranks(line)])
+def test_the_readme_starts_ranks_as_a_user_does(workplace, archive, server, tmp_path, command):
+    (tmp_path / "demo").symlink_to(workplace / "demo")
+    needed = [line for line in commands(README) if line.startswith(("spikeloom prepare", "spikeloom shard"))][:2]
+    for line in (*needed, command):
+        words = words_of(line, archive, server)
+        done = subprocess.run(
+            [sys.executable, "-m", "launch", *words], cwd=tmp_path, env=AS_HERE, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
 
 
 def test_the_recipe_of_the_readme_reads_a_file(workplace, tmp_path, capsys):
