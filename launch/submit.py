@@ -25,9 +25,13 @@ from data_prep.errors import ConfigError
 from launch.config import load, to_yaml
 from launch.files import did_you_mean
 from launch.submit_cluster import ClusterConfig, environment_of, options_of
+from launch.submit_state import JOBS
+from launch.verb import Verb
+from launch.verb_corpus import CORPUS
+from launch.verb_prepare import PREPARE, SHARD
+from launch.verb_train import EVALUATE, FINETUNE, PRETRAIN
 
 SCRIPT = Path(__file__).parents[1] / "slurm" / "job.sbatch"
-JOBS = "jobs.txt"
 AFTER = ("ok", "any")
 
 
@@ -63,8 +67,9 @@ class SubmitConfig:
 
 @dataclass(frozen=True)
 class Kind:
-    """What submitting has to know of a verb: the setting that names its folder, and what its job takes."""
+    """A verb, and what submitting has to know of it: the setting that names its folder, and what its job takes."""
 
+    verb: Verb
     place: str
     training: bool = False  # tasks are ranks; asked to stop before the time limit
     gpus: bool = False
@@ -72,12 +77,12 @@ class Kind:
 
 
 KINDS = {
-    "prepare": Kind("output"),
-    "corpus": Kind("output"),
-    "shard": Kind("output"),
-    "pretrain": Kind("run", training=True, gpus=True),
-    "finetune": Kind("run", training=True, gpus=True),
-    "evaluate": Kind("run", gpus=True, folder="submit_evaluate"),
+    "prepare": Kind(PREPARE, "output"),
+    "corpus": Kind(CORPUS, "output"),
+    "shard": Kind(SHARD, "output"),
+    "pretrain": Kind(PRETRAIN, "run", training=True, gpus=True),
+    "finetune": Kind(FINETUNE, "run", training=True, gpus=True),
+    "evaluate": Kind(EVALUATE, "run", gpus=True, folder="submit_evaluate"),
 }
 
 
@@ -100,14 +105,13 @@ class Job:
 
 def job_of(step: Step, cluster: ClusterConfig) -> Job:
     """The job of a step, its config resolved and checked as far as can be without its data; raises ConfigError."""
-    from launch.commands import VERBS  # the verb `submit` is among them
-
     if step.verb not in KINDS:
         raise ConfigError(f"submit {step.verb}".strip(), "no command for a cluster", did_you_mean(step.verb, KINDS))
     if step.after not in AFTER:
         raise ConfigError("after", f"{step.after!r} is not known", f"use one of: {', '.join(AFTER)}")
     cluster = step.cluster or cluster
-    kind, verb = KINDS[step.verb], VERBS[step.verb]
+    kind = KINDS[step.verb]
+    verb = kind.verb
     config = load(verb.schema(), step.config or verb.file, step.settings, positional=verb.positional)
     place = getattr(config, kind.place)
     if not place:

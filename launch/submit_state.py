@@ -8,9 +8,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.submit import JOBS
 from launch.table import print_table
 
+JOBS = "jobs.txt"  # of a submitted folder: the jobs that were submitted, the latest last
 WAITING, RUNNING, DONE, STOPPED, FAILED, LOST = "waiting", "running", "done", "stopped", "failed", "lost"
 SAVED = 75  # exit code of a run that saved because it was asked to stop
 MOST_ROWS = 60  # more elements than this that are well are told as a sum

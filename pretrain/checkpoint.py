@@ -23,6 +23,7 @@ from torch import nn
 
 from pretrain.errors import CheckpointError, ConfigError
 from pretrain.models.registry import MODELS
+from pretrain.saves import flush
 from pretrain.tasks.registry import TASKS
 from sharding.statistics import TargetStatistics
 from sharding.vocabulary import Vocabulary
@@ -77,7 +78,7 @@ def save_checkpoint(folder: str | Path, checkpoint: Checkpoint) -> None:
             "weights": {"file": WEIGHTS, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()},
         }
         _write(fresh / FACTS, json.dumps(facts, indent=1).encode())
-        _flush_folder(fresh)
+        flush(fresh)
         _swap(fresh, folder)
     except OSError as error:
         raise CheckpointError(folder, f"could not be written ({error.strerror})", "free space and run again") from None
@@ -189,7 +190,7 @@ def _swap(fresh: Path, folder: Path) -> None:
         shutil.rmtree(previous, ignore_errors=True)
         os.rename(folder, previous)
     os.rename(fresh, folder)
-    _flush_folder(folder.parent)
+    flush(folder.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
 
@@ -198,11 +199,3 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

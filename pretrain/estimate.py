@@ -41,13 +41,12 @@ from pretrain.errors import ConfigError
 from pretrain.models.poyo import PoyoConfig
 from pretrain.models.registry import MODELS
 from pretrain.optim import OptimConfig
-from pretrain.strategy import StrategyConfig
+from pretrain.strategy import BUCKET, StrategyConfig
 from pretrain.tasks.registry import TASKS
 from sharding.vocabulary import Vocabulary
 
 WIDE = 4  # bytes of a float32
 DDP_BUCKETS = 1  # copies of all gradients
-ZERO_BUCKET = 20_000_000  # numbers: pretrain.strategy_zero.BUCKET, which cannot be asked without loading DeepSpeed
 
 
 @dataclass(frozen=True)
@@ -216,7 +215,7 @@ def _rounded_weights(shapes: dict[str, torch.Size], setup: Setup) -> int:
 def _gradient_numbers(setup: Setup, whole: int, mine: int) -> int:
     if not setup.stage:
         return whole * (1 + DDP_BUCKETS * (setup.world > 1))
-    return mine + ZERO_BUCKET + (whole if setup.stage == 1 else 0)
+    return mine + BUCKET + (whole if setup.stage == 1 else 0)
 
 
 def _states(optim: OptimConfig, shapes: dict[str, torch.Size], numbers: int) -> int:

@@ -81,11 +81,11 @@ class Saves:
                 aside.parent.mkdir(parents=True, exist_ok=True)
                 safetensors.torch.save_file(tensors, aside, {"facts": text, "crc32": _checksum(text, tensors)})
                 aside.chmod(0o644)  # the library keeps others out; a save is as readable as its run folder
-                _flush(aside)
+                flush(aside)
                 os.replace(aside, path)
             finally:
                 self.clear()
-            _flush(self.folder)
+            flush(self.folder)
             self._prune(step)
         return path
 
@@ -178,7 +178,7 @@ def _writing(path: Path) -> Iterator[None]:
         raise CheckpointError(path, f"could not be written ({found})", do) from None
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have the system put a file's bytes, or a folder's names, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

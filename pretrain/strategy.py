@@ -5,7 +5,6 @@ parameter. So what N ranks saved under one strategy, M ranks continue under anot
 """
 
 import math
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from pretrain.ranks import Ranks
 
 NAMES = ("auto", "ddp", "zero1", "zero2", "zero3")
 PRECISIONS = ("32-true", "bf16-mixed")
+# elements of gradients that DeepSpeed reduces at a time (80 MB, held throughout); its own default is 25 times that
+BUCKET = 20_000_000
 WAIT = timedelta(minutes=30)  # for the slowest rank, in gradients' collectives
 State = dict[str, dict[str, Tensor]]  # parameter -> key of the optimiser -> value
 
@@ -127,26 +128,10 @@ class Spread:
             yield
 
 
-def spread(config: StrategyConfig, ranks: Ranks, accelerator: str, precision: str, *, freezes: bool) -> Spread:
-    """The strategy of a config for these ranks; `accelerator` is "cpu" or "cuda".
-
-    `freezes` says that what is trained changes during the training. Raises ConfigError for what cannot be had.
-    """
-    if precision not in PRECISIONS:
-        raise ConfigError("trainer.precision", f"{precision!r} is no precision here", f"take {' or '.join(PRECISIONS)}")
-    if config.name.startswith("zero"):
-        if freezes:
-            raise ConfigError(
-                "trainer.strategy.name",
-                f"{config.name} shares out what is trained once and for all, and here some of it is frozen at first",
-                "take ddp, or freeze nothing",
-            )
-        os.environ["DS_ACCELERATOR"] = accelerator  # DeepSpeed takes a GPU where there is one, asked for or not
-        from pretrain.strategy_zero import spread_zero
-
-        return spread_zero(config, ranks, accelerator, precision)
-    plain = Precision() if precision == "32-true" else MixedPrecision(precision, accelerator)
-    plugins: list[Any] = [plain, ranks.environment]
+def plain(ranks: Ranks, accelerator: str, precision: str, *, freezes: bool) -> Spread:
+    """One device, or DDP over several; `accelerator` is "cpu" or "cuda"."""
+    holds = Precision() if precision == "32-true" else MixedPrecision(precision, accelerator)
+    plugins: list[Any] = [holds, ranks.environment]
     if ranks.world == 1:
         device = torch.device("cpu") if accelerator == "cpu" else torch.device("cuda", 0)
         return Spread("one device", SingleDeviceStrategy(device), plugins, ranks)

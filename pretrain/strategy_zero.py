@@ -24,11 +24,7 @@ from pretrain.average import WeightAverage
 from pretrain.errors import ConfigError, ToldElsewhere
 from pretrain.optim import Shards
 from pretrain.ranks import Ranks
-from pretrain.strategy import WAIT, Spread, State, StrategyConfig, placed
-
-BUCKET = (
-    20_000_000  # elements of gradients reduced at a time (80 MB, held throughout); DeepSpeed's own is 25 times that
-)
+from pretrain.strategy import BUCKET, WAIT, Spread, State, StrategyConfig, placed
 
 # DeepSpeed would compile its collective over shared memory with g++ at the first use on a CPU: 50 s for what gloo does
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

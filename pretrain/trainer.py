@@ -19,7 +19,8 @@ from pretrain.ranks import Ranks
 from pretrain.run import Run
 from pretrain.saves import Save, Saves
 from pretrain.speed import meter_of
-from pretrain.strategy import PRECISIONS, StrategyConfig, spread
+from pretrain.spread import spread
+from pretrain.strategy import PRECISIONS, StrategyConfig
 from pretrain.tracking import TrackingConfig, tracker_of
 
 DEVICES = ("auto", "cpu", "cuda")

@@ -37,14 +37,6 @@ OURS = {
     "sharding/*": ("data_prep.session", "data_prep.store", "data_prep.errors", "data_prep.part"),
     "pretrain/*": tuple(f"sharding.{name}" for name in SHARDING_PRODUCTS),
     # The hands: entry files of every floor, and the types they return.
-    "launch/verb_submit.py": (
-        "data_prep.errors",
-        "pretrain.train",
-        "pretrain.finetune",
-        "pretrain.evaluate",
-        "data_prep.prepare",
-        "sharding.shard",
-    ),
     "launch/submit*.py": ("data_prep.errors", "sharding.index", "pretrain.train", "pretrain.run"),
     "launch/doctor*.py": (
         "data_prep.errors",
@@ -53,6 +45,10 @@ OURS = {
     ),
     "launch/local_ranks.py": ("data_prep.errors", "pretrain.ranks", "pretrain.errors"),
     "launch/verb_*.py": (
+        "sharding.shard",
+        "pretrain.train",
+        "pretrain.finetune",
+        "pretrain.evaluate",
         "pretrain.export",
         "pretrain.replay",
         "data_prep.errors",
@@ -67,14 +63,6 @@ OURS = {
         "sharding.merge",
     ),
     "launch/figures_session*.py": ("data_prep.session",),
-    "launch/commands.py": (
-        "data_prep.errors",
-        "data_prep.prepare",
-        "sharding.shard",
-        "pretrain.train",
-        "pretrain.finetune",
-        "pretrain.evaluate",
-    ),
     "launch/demo*.py": (
         "data_prep.errors",
         "data_prep.prepare",
@@ -171,7 +159,7 @@ DOORS = {
 LATE = {
     "data_prep/open_source.py": ("data_prep.archive",),  # dandi: half a second
     "data_prep/nwb.py": ("data_prep.nwb_objects",),  # pynwb: a second
-    "pretrain/strategy.py": ("pretrain.strategy_zero",),  # DeepSpeed: two seconds
+    "pretrain/spread.py": ("pretrain.strategy_zero",),  # DeepSpeed: two seconds
     "pretrain/tracking.py": ("pretrain.traces",),  # matplotlib
     "sharding/files.py": ("sharding.cache_remote",),  # fsspec and aiohttp: a third of a second
 }
@@ -336,7 +324,7 @@ def test_the_reader_sees_each_kind_of_fault(name, source, fault):
             "sharding/cut.py",
             '"""One."""\nimport numpy\nfrom data_prep.session import Session\nfrom sharding import tokens',
         ),
-        ("launch/commands.py", '"""One."""\ndef run():\n    from pretrain.train import pretrain'),
+        ("launch/verb_train.py", '"""One."""\ndef run():\n    from pretrain.train import pretrain'),
         ("pretrain/checkpoint.py", '"""One."""\nimport torch\ntorch.load(path, weights_only=True)'),
         ("pretrain/nn/__init__.py", ""),
     ],

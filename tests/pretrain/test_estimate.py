@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import save
 
 from launch.config import load as load_config
-from pretrain.estimate import WIDE, ZERO_BUCKET, Load, Setup, memory, parameters
+from pretrain.estimate import WIDE, Load, Setup, memory, parameters
 from pretrain.models.poyo import Poyo, PoyoConfig
 from pretrain.module import DecodingModule
 from pretrain.optim import OptimConfig
-from pretrain.strategy import StrategyConfig
+from pretrain.strategy import BUCKET, StrategyConfig
 from pretrain.tasks.regression import Regression, RegressionConfig
 from sharding.batch import Batch
 from sharding.vocabulary import Vocabulary
@@ -170,7 +170,7 @@ def test_each_strategy_spreads_what_the_table_says():
         assert told(name).optimizer / 2 == part
         assert told(name).save == one.save and told(name).checkpoint == one.checkpoint
     assert told("zero1").weights - whole == told("zero2").weights - whole == told("zero3").weights / 2 == part
-    bucket = WIDE * ZERO_BUCKET
+    bucket = WIDE * BUCKET
     assert told("zero1").gradients - bucket - whole == told("zero2").gradients - bucket == part
     assert told("zero3").working - one.working == whole
     away = told("zero1", offload_optimizer=True)
@@ -184,10 +184,3 @@ def test_the_presets_have_the_published_numbers_of_parameters(repository):
         model = load_config(PoyoConfig, str(repository / f"configs/model/{name}.yaml"), [])
         shapes = parameters(model, RegressionConfig(), Vocabulary(), Vocabulary(), 2)
         assert sum(shape.numel() for shape in shapes.values()) == pytest.approx(millions * 1e6, rel=0.04)
-
-
-@pytest.mark.slow
-def test_the_bucket_is_deepspeeds():
-    from pretrain.strategy_zero import BUCKET  # two seconds
-
-    assert ZERO_BUCKET == BUCKET

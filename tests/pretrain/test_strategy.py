@@ -14,7 +14,8 @@ from pretrain.errors import ConfigError
 from pretrain.optim import OptimConfig, Shards
 from pretrain.ranks import ALONE, Ranks
 from pretrain.saves import Saves
-from pretrain.strategy import StrategyConfig, spread
+from pretrain.spread import spread
+from pretrain.strategy import StrategyConfig
 from pretrain.train import PretrainConfig, pretrain
 from tests.pretrain.conftest import tiny_config, tiny_model
 from tests.pretrain.toy_training import Fit, train

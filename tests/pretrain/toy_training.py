@@ -11,7 +11,8 @@ from torch import nn
 from pretrain.average import WeightAverage
 from pretrain.optim import OptimConfig, build_optimizer
 from pretrain.ranks import joined
-from pretrain.strategy import StrategyConfig, spread
+from pretrain.spread import spread
+from pretrain.strategy import StrategyConfig
 from pretrain.strategy_zero import spread_zero  # noqa: F401 so that forks of this need not load DeepSpeed
 
 ROWS, WIDTH, TABLES = 11, 5, {"body.unit.weight"}
