@@ -11,22 +11,21 @@ from dataclasses import dataclass
 import lightning
 import torch
 
-from pretrain.alarms import Alarms, Trained
+from pretrain.alarms import Alarms
 from pretrain.average import WeightAverage
 from pretrain.checkpoint import Checkpoint, save_checkpoint
 from pretrain.datamodule import ShardDataModule
-from pretrain.metrics import mean_of_defined, r2
+from pretrain.judge import judge
+from pretrain.losses import Losses
 from pretrain.module import DecodingModule, StepPart
 from pretrain.progress import StepProgress
 from pretrain.ranks import Ranks
 from pretrain.run import Run
 from pretrain.saves import Save, Saves
 from pretrain.speed import Meter
-from pretrain.stitch import Stitcher
 from pretrain.stopping import StopRequest
 from pretrain.strategy import Spread, global_norm
 from pretrain.tracking import Tracker
-from sharding.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -44,26 +43,16 @@ class Keeper(lightning.Callback):
 
     def __init__(self, run: Run, data: ShardDataModule, facts: dict, config, spread: Spread, instruments: Instruments):
         """`facts` are the fields of a Checkpoint beside its weights, `config` a TrainerConfig."""
-        self.run, self.data, self.facts, self.config, self.spread, self.instruments = (
-            run,
-            data,
-            facts,
-            config,
-            spread,
-            instruments,
-        )
+        self.run, self.data, self.facts, self.config = run, data, facts, config
+        self.spread, self.instruments = spread, instruments
         self.ranks: Ranks = data.ranks
         self.saves = Saves(run.saves, config.keep)
         self.stop, self.stopped = StopRequest(), None
         self.best, self.best_step = -math.inf, None
-        self.loss_sum, self.loss_steps, self.latest = 0.0, 0, {}
+        self.losses, self.latest = Losses(self.ranks), {}
         self.average: WeightAverage | None = None
         self._restored: Save | None = None
         self._rhythms = config.log_every, config.val_every, config.save_every
-        self._addends: list[torch.Tensor] = []  # of the steps since the losses were last looked at
-        self._batches: list[
-            tuple[int, list[Batch | Trained]]
-        ] = []  # those steps and this rank's parts of their batches
 
     # ------------------------------------------------------------------------------------------------ state
 
@@ -74,8 +63,9 @@ class Keeper(lightning.Callback):
             for name, weight in module.named_parameters():
                 weight.copy_(weights[name])
         self.data.resume(save.facts["loader"])
-        for name in ("best", "best_step", "loss_sum", "loss_steps", "latest"):
+        for name in ("best", "best_step", "latest"):
             setattr(self, name, facts[name])
+        self.losses.total, self.losses.steps = facts["losses"]
         self.best = -math.inf if self.best is None else self.best
         self.instruments.alarms.load_state_dict(facts["alarms"])
         self.instruments.meter.load_state_dict(facts["meter"])
@@ -85,8 +75,7 @@ class Keeper(lightning.Callback):
         keeper = {
             "best": self.best if math.isfinite(self.best) else None,
             "best_step": self.best_step,
-            "loss_sum": self.loss_sum,
-            "loss_steps": self.loss_steps,
+            "losses": [self.losses.total, self.losses.steps],
             "latest": self.latest,
             "average_steps": self.average.steps if self.average else None,
             "alarms": self.instruments.alarms.state_dict(),
@@ -141,26 +130,24 @@ class Keeper(lightning.Callback):
         if part.first:
             module.step_weight, asked = self.ranks.sums(part.weight, bool(self.stop.asked))
             self.stopped = (self.stop.asked or "a signal to another rank") if asked else None
-            if self._batches:  # nobody has looked yet: on a GPU that waits until it is due, and memory is dear
-                self._batches[-1][1][:] = map(Trained.of, self._batches[-1][1])
-            self._addends.append(torch.zeros((), device=module.device))
-            self._batches.append((trainer.global_step + 1, []))
+            self.losses.begin(trainer.global_step + 1, module.device)
             self.instruments.meter.begin(part.waited_s)
-        self._batches[-1][1].append(part.batch)
+        self.losses.take(part.batch)
         self._last_part = part.last
 
     def on_after_backward(self, trainer, module: DecodingModule) -> None:
-        self._addends[-1] = self._addends[-1] + module.latest
+        self.losses.add(module.latest)
 
     def on_before_optimizer_step(self, trainer, module: DecodingModule, optimizer) -> None:
         if not self._last_part:  # DeepSpeed accumulates by itself, and is asked to step after every part
             return
         self._lr, step = optimizer.param_groups[0]["lr"], trainer.global_step + 1
-        batches = self._batches[-1][1]
+        batches = self.losses.batches
         due = self.stopped or any(self._due(step, every) for every in self._rhythms)
         on_cpu = trainer.strategy.root_device.type == "cpu"  # where looking at a number waits for nothing
         if due or on_cpu:
-            self._look_at_losses(module)
+            for bad_step, loss, its_batches in self.losses.look():
+                self.instruments.alarms.loss(bad_step, loss, its_batches, module)
         if due:
             self.spread.note_gradients(module)
             norm = self.spread.gradient_norm(module) if self.spread.shards is None else 0.0  # DeepSpeed looks itself
@@ -183,7 +170,8 @@ class Keeper(lightning.Callback):
         if row:
             self._record(step, row)
         if saves or self.stopped:
-            self._save(module, step)
+            with self.instruments.meter.paused():
+                self._save(module, step)
         if self.stopped and step < self.config.steps:
             trainer.should_stop = True
 
@@ -199,25 +187,12 @@ class Keeper(lightning.Callback):
 
     # ------------------------------------------------------------------------------------------------ measuring
 
-    def _look_at_losses(self, module: DecodingModule) -> None:
-        """Add the losses of the steps since the last look to the mean; raises ConfigError where one is not finite."""
-        if not self._addends:
-            return
-        losses = self.ranks.sums(*torch.stack(self._addends).tolist())
-        for (step, batches), loss in zip(self._batches, losses):
-            if not math.isfinite(loss):
-                self.instruments.alarms.loss(step, loss, batches, module)
-        self.loss_sum, self.loss_steps = self.loss_sum + math.fsum(losses), self.loss_steps + len(losses)
-        self._addends, self._batches = [], []
-
     def _training(self, module: DecodingModule, step: int) -> dict[str, float]:
         """Mean loss since the last row, norms, rate and speed."""
-        loss = self.loss_sum / self.loss_steps
-        self.loss_sum, self.loss_steps = 0.0, 0
         norms = self.spread.weight_norms(module)
         self.instruments.alarms.norms(step, norms)
         return {
-            "train/loss": loss,
+            "train/loss": self.losses.mean(),
             "train/grad_norm": self.spread.gradient_norm(module),
             "lr": self._lr,
             "train/weight_norm": global_norm(norms.values()),
@@ -229,31 +204,15 @@ class Keeper(lightning.Callback):
             return self._judge(trainer, module, step)
 
     def _judge(self, trainer, module: DecodingModule, step: int) -> dict[str, float]:
-        sampling = self.data.sampling
-        stitcher = Stitcher(sampling.sessions, sampling.statistics)
-        loss_sum, weight_sum = 0.0, 0.0
-        module.eval()
-        with torch.no_grad(), trainer.precision_plugin.val_step_context():
-            for batch in self.data.split_loader("valid"):
-                batch = batch.to(module.device)
-                loss, value_QK = module.losses(batch)
-                weight = float(batch.weight_Q.sum())
-                loss_sum, weight_sum = loss_sum + float(loss) * weight, weight_sum + weight
-                stitcher.add(batch, value_QK)
-        module.train()
-        loss_sum, weight_sum = self.ranks.sums(loss_sum, weight_sum)
-        stitcher.gather(self.ranks, self.facts["config"]["dims"])
-        predictions = stitcher.predictions()
-        scores = self.ranks.told({p.session: r2(p.target[p.evaluated], p.value[p.evaluated]) for p in predictions})
-        mean = mean_of_defined(list(scores.values()))
-        if math.isnan(mean) or mean > self.best:  # without anything to validate on, the latest weights are kept
-            self.best, self.best_step = (self.best if math.isnan(mean) else mean), step
+        precision = trainer.precision_plugin.val_step_context()
+        judged = judge(module, self.data, self.facts["config"]["dims"], precision)
+        if math.isnan(judged.mean) or judged.mean > self.best:  # without anything to validate on, the latest are kept
+            self.best, self.best_step = (self.best if math.isnan(judged.mean) else judged.mean), step
             self._export(module)
-        self.instruments.alarms.scores(step, self.config.steps, scores)
+        self.instruments.alarms.scores(step, self.config.steps, judged.scores)
         if self.instruments.tracker:
-            self.instruments.tracker.judged(step, scores, predictions)
-        loss = loss_sum / weight_sum if weight_sum else math.nan
-        return {"valid/loss": loss, "valid/r2": mean} | {f"valid/r2/{name}": score for name, score in scores.items()}
+            self.instruments.tracker.judged(step, judged.scores, judged.predictions)
+        return judged.row
 
     def _export(self, module: DecodingModule) -> None:
         weights = self.spread.whole_weights(module)
