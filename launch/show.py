@@ -1,5 +1,6 @@
 """A path -> tables for a person: a stored session, a folder of them, a shard root, a checkpoint or a run."""
 
+import json
 import shutil
 import sys
 from dataclasses import dataclass
@@ -214,14 +215,32 @@ def show_checkpoint(folder: Path) -> None:
 
 
 def show_run(folder) -> None:
-    """How far a run came, and its test scores where it was evaluated."""
+    """How far a run came, what went wrong in it, and its test scores where it was evaluated."""
     record = read_run(folder)
-    rows = [["started", record.provenance.get("started")], ["finished", record.provenance.get("finished")]]
+    told = record.provenance
+    rows = [["started", told.get("started")], ["finished", told.get("finished")]]
+    if told.get("resumed"):
+        rows.append(["continued", f"{len(told['resumed'])} times, the last at {told['resumed'][-1]}"])
+    if told.get("ranks"):
+        rows.append(["ranks", f"{told['ranks']}, {told['strategy']}"])
     for label, curve in record.curves.items():
         rows += _curve_rows(curve, "" if len(record.curves) == 1 else f"{label}: ")
+    saves = sorted(Path(folder).glob("saves/step-*.safetensors"))
+    if saves and not told.get("finished"):
+        rows.append(["newest save", f"step {int(saves[-1].stem.rpartition('-')[2])}"])
     print_table(f"run {folder}", ["", ""], [row for row in rows if row[1] is not None])
+    for alarm in _alarms(Path(folder)):
+        print(f"alarm at step {alarm['step']}: {alarm['line']}")
     if record.results is not None:
         show_results(record.results)
+
+
+def _alarms(folder: Path) -> list[dict]:
+    """Those of a run, as they stand in alarms.jsonl; none where it cannot be read."""
+    try:
+        return [json.loads(line) for line in (folder / "alarms.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
+        return []
 
 
 def _curve_rows(curve, label: str) -> list[list]:

@@ -60,5 +60,6 @@ def _draw(axes, prediction: Prediction) -> None:
         for values, color, label in ((prediction.target, TRUE, "true"), (prediction.value, DECODED, "decoded")):
             line = np.insert(values[part, dimension].astype(np.float64), gaps, np.nan)  # no line where nothing was
             axis.plot(np.insert(time, gaps, np.nan), line, color=color, linewidth=1.0, label=label)
+        axis.set_ylabel(f"dimension {dimension + 1}", fontsize="small")
         axis.tick_params(labelsize="x-small")
     axes[-1].set_xlabel("time (s)", fontsize="small")

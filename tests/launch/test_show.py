@@ -211,6 +211,25 @@ def test_a_checkpoint(shown, tmp_path):
     assert lines["parameters"] == "12" and lines["units"] == "2" and lines["signal"] == "cursor_vel"
 
 
+def test_a_run_that_was_stopped_and_what_went_wrong_in_it(shown, tmp_path):
+    run = tmp_path / "run"
+    (run / "saves").mkdir(parents=True)
+    (run / "saves" / "step-00000300.safetensors").touch()
+    (run / "metrics.csv").write_text("step,train/loss,valid/r2\n100,0.5,0.1\n300,0.25,0.4\n")
+    told = {
+        "started": "2026-01-01T00:00:00+00:00",
+        "resumed": ["2026-01-02T00:00:00+00:00"],
+        "ranks": 2,
+        "strategy": "ddp",
+    }
+    (run / "provenance.json").write_text(json.dumps(told))
+    alarm = {"step": 200, "kind": "fall", "names": ["task.linear.bias"], "line": "weight norms fall: task.linear.bias"}
+    (run / "alarms.jsonl").write_text(json.dumps(alarm) + "\n")
+    code, out, _ = shown(run)
+    assert code == 0 and "1 times, the last at 2026-01-02T00:00:00+00:00" in out and "2, ddp" in out
+    assert "step 300" in out and "0.25" in out and "alarm at step 200: weight norms fall: task.linear.bias" in out
+
+
 def test_a_run(shown, tmp_path):
     (tmp_path / "metrics.csv").write_text("step,train/loss,valid/r2\n0,,0.1\n10,0.5,\n20,0.25,0.625\n")
     score = {"r2": 0.75, "r2_per_dim": [0.7, 0.8], "samples": 9}
