@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,9 @@ os.environ.setdefault("WANDB_MODE", "offline")  # no test talks to a server
 if "SPIKELOOM_CACHE" not in os.environ:  # one for all test processes, away from the user's own
     _cache = tempfile.TemporaryDirectory(prefix="spikeloom-cache-")
     os.environ["SPIKELOOM_CACHE"] = _cache.name
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # begun in the background of a script: what is begun here is not
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parents[1]
 
